@@ -1,0 +1,1 @@
+"""The command line, and the local runtime that runs a VecCluster file on one machine."""

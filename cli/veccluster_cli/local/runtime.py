@@ -1,0 +1,193 @@
+"""What `up` and `down` do: write down what is wanted, start or wake the supervisor, wait for what is to come."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from veccluster.client import Client
+from veccluster.decisions.local import Phase, Role
+from veccluster.errors import VecClusterError
+from veccluster.model.spec import VecCluster
+from veccluster_cli.local import LocalFailure, changes, ports, processes, supervisor
+from veccluster_cli.local.state import Desired, StateDirectory, Status
+
+POLL_SECONDS = 0.1
+LETTING_GO_SECONDS = 2.0
+"""A process that was killed may take a moment to let go of its port."""
+TRIES = 4
+"""Starts of one process that may fail in a row before `up` gives up waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far `up` is, in words; `done` of `total` processes are ready."""
+
+    done: int
+    total: int
+    text: str
+
+
+def up(directory: StateDirectory, cluster: VecCluster, *, port: int | None = None, temporary: bool = False) -> Desired:
+    """Have the cluster run as its file says; returns before it does (`wait_until_healthy`).
+
+    Raises InvalidSpec for what cannot be run or changed here, LocalFailure when the machine is in the way.
+    `temporary`: the cluster stops, and its data goes, when this process ends, however it ends.
+    """
+    changes.require_supported(cluster)
+    directory.create()
+    try:
+        with _command(directory):
+            return _apply(directory, cluster, port, temporary)
+    finally:
+        if not directory.desired_file.exists():
+            directory.delete()
+
+
+def wait_until_healthy(directory: StateDirectory, desired: Desired, timeout: float) -> Iterator[Step]:
+    """Yield progress until every process is ready and the cluster calls itself healthy; LocalFailure if that fails."""
+    deadline = time.monotonic() + timeout
+    total = len(desired.members) + len(desired.node_ports)
+    last = Step(-1, total, "")
+    with Client(desired.servers, timeout=2.0) as client:
+        while True:
+            status = directory.status()
+            step = _progress(status, desired, total)
+            if step.done == total:
+                health = _health(client)
+                if health == "healthy":
+                    yield Step(total, total, "healthy")
+                    return
+                step = Step(total, total, f"waiting for the cluster to be healthy ({health})")
+            if step != last:
+                yield (last := step)
+            _check(directory, status, desired)
+            if time.monotonic() > deadline:
+                raise LocalFailure(f"Not healthy after {timeout:.0f} s: {step.text}. Logs: {directory.path / 'logs'}")
+            time.sleep(POLL_SECONDS)
+
+
+def down(directory: StateDirectory) -> bool:
+    """Stop everything gracefully; data stays. Returns whether anything ran."""
+    if not directory.path.is_dir():
+        return False
+    with _command(directory):
+        return _stop(directory)
+
+
+def _apply(directory: StateDirectory, cluster: VecCluster, port: int | None, temporary: bool) -> Desired:
+    """The part of `up` that nobody else may do at the same time."""
+    old = directory.desired()
+    running = directory.supervised()
+    desired = changes.desired_of(cluster, old, port, running)
+    changes.require_possible(old, desired)
+    if not running:
+        supervisor.end_orphans(directory)
+    ours = set(old.node_ports) if old and running else set()
+    ports.require_free((p for p in desired.node_ports if p not in ours), LETTING_GO_SECONDS if old else 0.0)
+    if not running:
+        desired = msgspec.structs.replace(desired, members=changes.with_free_ports(desired.members))
+    directory.write_desired(desired)
+    if running:
+        _wake(directory)
+    else:
+        _start_supervisor(directory, temporary)
+    return desired
+
+
+def _start_supervisor(directory: StateDirectory, temporary: bool) -> None:
+    command = [sys.executable, "-m", "veccluster_cli.local.supervisor", str(directory.path)]
+    if temporary:
+        command += ["--for", str(os.getpid())]
+    directory.status_file.unlink(missing_ok=True)
+    started = processes.start_detached(command, directory.supervisor_log)
+    try:
+        _await_first_status(directory, started)
+    except BaseException:  # also when interrupted: nobody could find it through its status yet
+        started.terminate()
+        started.wait()
+        raise
+
+
+def _await_first_status(directory: StateDirectory, started: subprocess.Popen[bytes]) -> None:
+    while directory.status() is None:
+        if started.poll() is not None:
+            reason = processes.last_line(directory.supervisor_log)
+            raise LocalFailure(f"The supervisor ended at once: {reason}. Log: {directory.supervisor_log}")
+        time.sleep(POLL_SECONDS / 4)
+
+
+def _wake(directory: StateDirectory) -> None:
+    status = directory.status()
+    if status is not None:
+        status.supervisor.signal(signal.SIGHUP)
+
+
+def _stop(directory: StateDirectory) -> bool:
+    status = directory.status()
+    if not directory.supervised():
+        left = [p.process for p in status.processes if p.process and p.process.alive()] if status else []
+        processes.end_all(left, supervisor.GRACE_SECONDS)
+        return bool(left)
+    if status is not None:
+        status.supervisor.signal(signal.SIGTERM)
+    deadline = time.monotonic() + 2 * supervisor.GRACE_SECONDS + 5
+    while directory.supervised() or (status is not None and status.supervisor.alive()):
+        if time.monotonic() > deadline:
+            if status is not None:
+                status.supervisor.signal(signal.SIGKILL)
+            raise LocalFailure(f"The supervisor did not stop and was killed. Log: {directory.supervisor_log}")
+        time.sleep(POLL_SECONDS / 2)
+    return True
+
+
+@contextmanager
+def _command(directory: StateDirectory) -> Iterator[None]:
+    with directory.lock("command") as mine:
+        if not mine:
+            raise LocalFailure(
+                f"Another `veccluster up` or `down` is at work in {directory.path}; try again when it is done."
+            )
+        yield
+
+
+def _progress(status: Status | None, desired: Desired, total: int) -> Step:
+    if status is None or status.generation < desired.generation:
+        return Step(0, total, "starting")
+    waiting = [p for p in status.processes if p.phase is not Phase.ready]
+    done = len(status.processes) - len(waiting)
+    for role, words in ((Role.metadata, "etcd"), (Role.node, "nodes")):
+        names = [p.name for p in waiting if p.role is role]
+        if names:
+            return Step(done, total, f"waiting for {words}: {', '.join(names)}")
+    return Step(done, total, "starting nodes" if done < total else "ready")
+
+
+def _health(client: Client) -> str:
+    try:
+        return client.cluster().health
+    except VecClusterError as error:
+        return error.detail
+
+
+def _check(directory: StateDirectory, status: Status | None, desired: Desired) -> None:
+    """Raise LocalFailure as soon as waiting longer cannot help."""
+    if not directory.supervised():
+        raise LocalFailure(
+            f"The supervisor has ended: {processes.last_line(directory.supervisor_log)}. "
+            f"Log: {directory.supervisor_log}"
+        )
+    if status is None or status.generation < desired.generation:
+        return
+    for process in status.processes:
+        if process.given_up or process.short_runs >= TRIES:
+            raise LocalFailure(
+                f"{process.name} cannot start (exit code {process.exit_code}): {process.message}. "
+                f"Its log: {directory.log_of(process.name)}"
+            )

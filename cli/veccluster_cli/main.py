@@ -1,0 +1,149 @@
+"""`veccluster`: the command line.
+
+Errors are one clear line on stderr and an exit code (`EXIT_HELP`); a traceback is only ever shown for a defect, and
+when asked for.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import click
+from click.shell_completion import get_completion_class
+
+from veccluster.errors import InvalidRequest, InvalidSpec, NotFound, OutcomeUnknown, Unreachable, VecClusterError
+from veccluster_cli.local import LocalFailure
+from veccluster_cli.output import remark
+
+PROGRAM = "veccluster"
+DEBUG_VARIABLE = "VECCLUSTER_DEBUG"
+EXIT_CODES: tuple[tuple[type[VecClusterError], int], ...] = (
+    (InvalidSpec, 2),
+    (Unreachable, 3),
+    (NotFound, 4),
+    (OutcomeUnknown, 5),
+    (LocalFailure, 6),
+    (VecClusterError, 1),
+)
+DEFECT, INTERRUPTED = 70, 130
+SHOWN_ERRORS = 10
+
+EXIT_HELP = """\b
+Exit codes:
+  0    done
+  1    the cluster answered with an error
+  2    the command or a file is wrong
+  3    no address of the cluster answers
+  4    no such collection or vector
+  5    a write was sent and no answer came: its outcome is unknown
+  6    the local runtime cannot do it on this machine
+  70   a defect of this program
+  130  interrupted"""
+
+
+COMMANDS = {
+    "up": "cluster:up",
+    "down": "cluster:down",
+    "status": "cluster:status",
+    "logs": "cluster:logs",
+    "collections": "collections:collections",
+    "upsert": "vectors:upsert",
+    "search": "vectors:search",
+    "get": "vectors:get",
+    "delete": "vectors:delete",
+    "count": "vectors:count",
+    "export": "transfer:export_",
+    "import": "transfer:import_",
+}
+"""Where each command is: its module under `veccluster_cli.commands`, and its name there."""
+
+
+class LazyGroup(click.Group):
+    """Loads the module of a command when that command is used, so that each waits only for what it needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which one would learn them."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, if there is one."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"veccluster_cli.commands.{module}"), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_HELP)
+@click.version_option(package_name="veccluster", prog_name=PROGRAM)
+def cli() -> None:
+    """VecCluster: a distributed vector database.
+
+    `up`, `down`, `status` and `logs` run a cluster on this machine from a VecCluster file; the other commands work with
+    the data of any cluster: the one that runs here, or one named with --server.
+    """
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands: source <(veccluster completion bash)."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+
+
+@cli.command()
+@click.option("--keep", is_flag=True, help="Leave the cluster running at the end, in ./.veccluster/demo.")
+def demo(keep: bool) -> None:
+    """Watch a three-node cluster answer questions about 12,000 real word embeddings."""
+    from veccluster_cli import demo as show  # only the demo needs what it imports
+
+    show.run(keep=keep)
+
+
+def main() -> None:
+    """Run the command line; every error becomes one clear line and an exit code."""
+    sys.exit(_run(lambda: cli.main(prog_name=PROGRAM, standalone_mode=False)))
+
+
+def _run(work: Callable[[], object]) -> int:
+    try:
+        code = work()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        remark("Interrupted.")
+        return INTERRUPTED
+    except VecClusterError as error:
+        _explain(error)
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except OSError as error:
+        remark(f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
+    except Exception as error:
+        if DEBUG_VARIABLE in os.environ:
+            raise
+        remark(f"Error: {type(error).__name__}: {error}. This is a defect; {DEBUG_VARIABLE}=1 shows where.")
+        return DEFECT
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: VecClusterError) -> None:
+    """One line, and one more for each field that is wrong when there are several."""
+    errors = error.errors if isinstance(error, InvalidRequest) else ()
+    if len(errors) < 2:
+        remark(f"Error: {error.detail}")
+        return
+    remark(f"Error: {error.title}: {len(errors)} things are wrong")
+    for item in errors[:SHOWN_ERRORS]:
+        place = f"item {item['index']}: " if "index" in item else ""
+        remark(f"  {place}{item.get('field')}: {item.get('reason')}")
+    if len(errors) > SHOWN_ERRORS:
+        remark(f"  and {len(errors) - SHOWN_ERRORS} more")
+
+
+if __name__ == "__main__":
+    main()

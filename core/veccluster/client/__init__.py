@@ -1,0 +1,37 @@
+"""The Python client: `Client` blocks, `AsyncClient` is for asyncio; both do the same."""
+
+from veccluster.client.aio import AsyncClient
+from veccluster.client.blocking import Client
+from veccluster.client.results import (
+    ClusterInfo,
+    CollectionInfo,
+    Deleted,
+    Hit,
+    NodeInfo,
+    Page,
+    Progress,
+    SearchResult,
+    SearchResults,
+    ShardCounts,
+    ShardState,
+    Upserted,
+    Vector,
+)
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClusterInfo",
+    "CollectionInfo",
+    "Deleted",
+    "Hit",
+    "NodeInfo",
+    "Page",
+    "Progress",
+    "SearchResult",
+    "SearchResults",
+    "ShardCounts",
+    "ShardState",
+    "Upserted",
+    "Vector",
+]

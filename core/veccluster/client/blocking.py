@@ -1,0 +1,107 @@
+"""The blocking client: an `AsyncClient` on an event loop in a thread of its own."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from veccluster.client.aio import DEFAULT_TIMEOUT, AsyncClient, Filter
+from veccluster.client.results import Vector
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """The method of `AsyncClient` as one of `Client`: same arguments, same words, waits for the result."""
+
+    @functools.wraps(method)
+    def call(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(method(self._client, *args, **kwargs))
+
+    return call
+
+
+class Client:
+    """A client of one cluster, for code without asyncio; safe to share between threads, and kept open for reuse.
+
+    Everything is as `AsyncClient` says. Not to be carried over a `fork`: make one in each process.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "http://127.0.0.1:8001",
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`timeout`: seconds for a request with its retries, unless the call sets its own; `headers`: for each."""
+        self._client = AsyncClient(servers, timeout=timeout, headers=headers)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="veccluster-client", daemon=True)
+        self._thread.start()
+
+    create_collection = _blocking(AsyncClient.create_collection)
+    collections = _blocking(AsyncClient.collections)
+    collection = _blocking(AsyncClient.collection)
+    delete_collection = _blocking(AsyncClient.delete_collection)
+    upsert = _blocking(AsyncClient.upsert)
+    upsert_items = _blocking(AsyncClient.upsert_items)
+    upload = _blocking(AsyncClient.upload)
+    delete = _blocking(AsyncClient.delete)
+    search = _blocking(AsyncClient.search)
+    search_many = _blocking(AsyncClient.search_many)
+    get = _blocking(AsyncClient.get)
+    page = _blocking(AsyncClient.page)
+    count = _blocking(AsyncClient.count)
+    cluster = _blocking(AsyncClient.cluster)
+    health = _blocking(AsyncClient.health)
+
+    def iterate(
+        self,
+        collection: str,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - its name in the interface
+        page_rows: int = 500,
+        timeout: float | None = None,
+    ) -> Iterator[Vector]:
+        """Every vector of the collection that matches; `timeout` is for each page."""
+        cursor: str | None = None
+        while True:
+            page = self.page(collection, limit=page_rows, cursor=cursor, filter=filter, timeout=timeout)
+            yield from page.vectors
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def close(self) -> None:
+        """Close the connections and end the thread; calling it twice is fine."""
+        if self._loop.is_closed():
+            return
+        self._run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this Client is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise

@@ -1,0 +1,55 @@
+"""A cluster as one reader of etcd sees it at one revision: the input of every decision about it."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True):
+    """`intents/drop/UUID`: a deleted collection whose shards' data the nodes still have to delete."""
+
+    uuid: str
+    name: str
+
+
+class DroppedBy(NamedTuple):
+    """`intents/drop/UUID/done/NODE`: the node holds nothing of the dropped collection any more."""
+
+    uuid: str
+    node: NodeId
+
+
+class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything under the cluster's prefix, decoded."""
+
+    revision: Revision = Revision(0)
+    collections: Mapping[str, Collection] = msgspec.field(default_factory=dict)
+    """By name."""
+    nodes: Mapping[NodeId, Node] = msgspec.field(default_factory=dict)
+    alive: Mapping[NodeId, Load] = msgspec.field(default_factory=dict)
+    shards: Mapping[ShardId, Shard] = msgspec.field(default_factory=dict)
+    drops: Mapping[str, Drop] = msgspec.field(default_factory=dict)
+    """By uuid."""
+    dropped_by: frozenset[DroppedBy] = frozenset()
+    leader: NodeId | None = None
+
+    def shards_of(self, collection: Collection) -> list[Shard]:
+        """The collection's shards that exist, by number."""
+        ids = (ShardId(collection.uuid, n) for n in range(collection.shards))
+        return [self.shards[i] for i in ids if i in self.shards]
+
+    def is_complete(self, collection: Collection) -> bool:
+        """Whether every shard of the collection has been given to a node that has opened it once."""
+        shards = self.shards_of(collection)
+        return len(shards) == collection.shards and all(s.epoch > FIRST_EPOCH for s in shards)
+
+    def live_nodes(self) -> Iterable[Node]:
+        """The nodes whose lease is there, by id."""
+        return (self.nodes[i] for i in sorted(self.nodes) if i in self.alive)
+
+
+FIRST_EPOCH = 1
+"""A shard is written down in this epoch; its primary takes the next one before it serves (rule 7)."""

@@ -1,0 +1,148 @@
+"""What is: nodes, collections and shards, as etcd keeps them and as the decisions see them.
+
+Immutable values with JSON on the outside (msgspec). The key of each in etcd is in the docstring; `revision` is the
+`mod_revision` that a compare-and-swap compares, filled in when a value is read and never written.
+"""
+
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+NodeId = NewType("NodeId", str)
+Epoch = NewType("Epoch", int)
+Seq = NewType("Seq", int)
+Revision = NewType("Revision", int)
+
+POINTS = 1 << 64
+"""Ids hash to points in [0, POINTS)."""
+
+
+class Metric(StrEnum):
+    """How far apart two vectors are; for each, a smaller distance is nearer."""
+
+    cosine = "cosine"
+    l2 = "l2"
+    dot = "dot"
+
+
+class Precision(StrEnum):
+    """The type in which the graph stores vectors; answers are re-scored with the raw float32 ones."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    i8 = "i8"
+
+
+class ReadConsistency(StrEnum):
+    """What a read may miss."""
+
+    eventual = "eventual"
+    session = "session"
+    quorum = "quorum"
+    strong = "strong"
+
+
+class WriteConsistency(StrEnum):
+    """How many in-sync replicas a write asks for."""
+
+    one = "one"
+    quorum = "quorum"
+    all = "all"
+
+
+class NodeState(StrEnum):
+    """A node's place in its life."""
+
+    joining = "joining"
+    active = "active"
+    draining = "draining"
+    drained = "drained"
+
+
+class ShardId(msgspec.Struct, frozen=True, order=True):
+    """One shard of one collection: the collection's uuid and the shard's number."""
+
+    collection: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.collection}.{self.number}"
+
+
+class IndexParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of the HNSW graph: `m` edges a vertex, `ef_*` candidates kept while building and searching."""
+
+    m: int = 16
+    ef_construction: int = 128
+    ef_search: int = 128
+    precision: Precision = Precision.f32
+
+
+class Collection(msgspec.Struct, frozen=True, kw_only=True):
+    """`collections/NAME`: a set of vectors of one dimension under one metric. `shards` is a number by now."""
+
+    name: str
+    uuid: str
+    dimension: int
+    metric: Metric
+    shards: int
+    replication_factor: int = 1
+    min_in_sync: int = 1
+    index: IndexParameters = IndexParameters()
+    filterable: tuple[str, ...] = ()
+    read_consistency: ReadConsistency = ReadConsistency.session
+    write_consistency: WriteConsistency = WriteConsistency.quorum
+    shards_asked: int | None = None
+    """What the creator asked for; None is "auto". Kept so that an identical request is known as such."""
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """`nodes/ID`: a member of the cluster, alive or not."""
+
+    id: NodeId
+    address: str
+    """host:port for clients."""
+    peer_address: str
+    """host:port for other nodes."""
+    zone: str = ""
+    incarnation: str = ""
+    """Identity of the contents of its disk (rule 9)."""
+    version: str = ""
+    state: NodeState = NodeState.active
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """`alive/ID`, leased: the node is there, and how it fares."""
+
+    id: NodeId
+    boot: str
+    """Changes at each start of the process."""
+    vectors: int = 0
+    disk_used: int = 0
+    disk_total: int = 0
+    memory_used: int = 0
+    issues: tuple[str, ...] = ()
+    """What the node itself would have a person know, in words."""
+    serving: tuple[str, ...] = ()
+    """Shards (`UUID.N`) that this process serves as their primary."""
+    recovering: tuple[str, ...] = ()
+    """Shards that this process is opening."""
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """`shards/UUID/N`: who is primary, in which epoch, and who is in sync. Changed only by compare-and-swap."""
+
+    id: ShardId
+    epoch: Epoch
+    primary: NodeId
+    primary_incarnation: str
+    in_sync: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+    min_in_sync: int = 1
+    start: int = 0
+    """First point of the range that the shard owns."""
+    end: int = POINTS
+    """First point beyond the range."""
+    revision: Revision = Revision(0)

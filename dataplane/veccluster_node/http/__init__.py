@@ -1,0 +1,1 @@
+"""HTTP: what clients and peers say to a node."""

@@ -1,0 +1,490 @@
+"""The routes for clients: each reads a request, asks the coordinator, and writes the answer.
+
+Bodies are read and written by `codecs`, errors become problem documents in `problems`; what is left here is the order
+of things. Anything heavy that is not waiting runs in a thread, so that one large body does not hold up the others.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import orjson
+from aiohttp import web
+
+import veccluster_node
+from veccluster.decisions import filters
+from veccluster.errors import (
+    CollectionNotFound,
+    Conflict,
+    InvalidRequest,
+    Unavailable,
+    VecClusterError,
+    VectorNotFound,
+)
+from veccluster.model import api, token
+from veccluster.model.cluster import ClusterState
+from veccluster.model.limits import Limits
+from veccluster.model.spec import VecClusterSpec
+from veccluster.model.state import Collection, NodeState, ReadConsistency, ShardId, WriteConsistency
+from veccluster.model.validation import did_you_mean
+from veccluster_node.http import codecs, negotiation, openapi
+from veccluster_node.http.rows import UpsertBatch
+from veccluster_node.node import DataNode
+from veccluster_node.peer.messages import ShardReport
+from veccluster_node.query.coordinator import SearchPlan, Written
+
+T = TypeVar("T")
+
+Session = Mapping[ShardId, token.Position]
+
+LARGE = 64 << 10
+"""Bytes from which a body is decoded in a thread."""
+
+DEFAULT_PAGE = 100
+
+BINARY_ARGUMENTS = tuple(api.BinarySearch.model_fields)
+"""Of the query string, for a search whose body is vectors."""
+
+CREATION_TIMEOUT = 15.0
+"""Seconds that the creation of a collection waits until every shard is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What the routes need; each method is a handler."""
+
+    node: DataNode
+    spec: VecClusterSpec
+    limits: Limits
+    batch_rows: int
+
+    # Collections
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """PUT /v1/collections/{name}."""
+        _query(request)
+        name = request.match_info["name"]
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        negotiation.check_content_type(request, negotiation.JSON)
+        nodes = sum(n.state is NodeState.active for n in self.node.state.nodes.values())
+        options = await _in_thread(len(body), codecs.decode_options, api.CreateCollection, body, self.limits)
+        asked = options.collection(name, uuid=uuid.uuid4().hex, cluster=self.spec, nodes=nodes, limits=self.limits)
+        store = self.node.metadata_for_changes()
+        created = await store.create_collection(asked)
+        held = asked if created else await store.read_collection(name)
+        if held is None:
+            raise Unavailable(f"collection {name} was deleted while it was being created; send it again")
+        if different := api.differences(held, asked):
+            raise Conflict(f"collection {name} exists and differs: {'; '.join(different)}")
+        await self._wait_until_served(held)
+        return _json(api.Collection.of(held), status=201 if created else 200)
+
+    async def _wait_until_served(self, collection: Collection) -> None:
+        """Answer a creation only when the collection can be used; a repetition of the request waits again."""
+
+        def served(state: ClusterState) -> bool:
+            alive = {s for load in state.alive.values() for s in load.serving}
+            shards = state.shards_of(collection)
+            return len(shards) == collection.shards and all(str(s.id) in alive for s in shards)
+
+        if not await self.node.metadata().wait_until(served, timeout=CREATION_TIMEOUT):
+            raise Unavailable(
+                f"collection {collection.name} is written down, but not all of its shards are served yet: "
+                "see /v1/cluster for why, and send the same request again"
+            )
+
+    async def collections(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/collections."""
+        _query(request)
+        self.node.metadata()
+        held = sorted(self.node.state.collections.values(), key=lambda c: c.name)
+        return _json(api.Collections(collections=[api.Collection.of(c) for c in held]))
+
+    async def collection(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/collections/{name}."""
+        _query(request)
+        collection = await self._collection(request)
+        reports, _ = await self.node.coordinator.reports(collection.uuid)
+        by_number = {r.shard.number: r for r in reports}
+        whole = len(by_number) == collection.shards
+        building = any(r.building for r in reports)
+        return _json(
+            api.CollectionDetail.of(
+                collection,
+                count=sum(r.vectors for r in reports) if whole else None,
+                index_state=("building" if building else "ready") if whole else "unknown",
+                shard_states=[self._shard_state(collection, n, by_number.get(n)) for n in range(collection.shards)],
+            )
+        )
+
+    def _shard_state(self, collection: Collection, number: int, report: ShardReport | None) -> api.ShardState:
+        shard = next((s for s in self.node.state.shards_of(collection) if s.id.number == number), None)
+        state = api.ShardState(
+            number=number,
+            primary=shard.primary if shard else None,
+            epoch=report.epoch if report else shard.epoch if shard else 0,
+            available=report is not None,
+        )
+        if report is None:
+            return state
+        return state.model_copy(
+            update={
+                "vectors": report.vectors,
+                "indexed": report.indexed,
+                "building": report.building,
+                "disk_bytes": report.disk_bytes,
+                "memory_bytes": report.memory_bytes,
+            }
+        )
+
+    async def delete_collection(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /v1/collections/{name}."""
+        _query(request)
+        name = api.check_name(request.match_info["name"])
+        store = self.node.metadata_for_changes()
+        if not await store.drop_collection(name):
+            raise CollectionNotFound(f"there is no collection {name}")
+        await store.wait_until(lambda state: name not in state.collections, timeout=1.0)
+        return web.Response(status=204)
+
+    # Vectors
+
+    async def upsert(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/vectors."""
+        _write_query(request)
+        collection = await self._collection(request)
+        operation = negotiation.operation_id(request)
+        kind = negotiation.check_content_type(request, negotiation.JSON, negotiation.NDJSON, negotiation.ARROW)
+        if kind != negotiation.JSON:
+            return await self._upsert_stream(request, collection, kind, operation)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        batch, atomic = await _in_thread(len(body), codecs.decode_upsert_json, body, collection, self.limits)
+        if atomic and collection.shards > 1:
+            raise InvalidRequest.field(
+                "atomic",
+                "atomic batches over several shards are not there yet; use false, or a collection of one shard",
+            )
+        written = await self._store(collection, batch, operation)
+        return self._written(request, {"upserted": written.count}, written.positions)
+
+    async def _upsert_stream(
+        self, request: web.Request, collection: Collection, kind: str, operation: str
+    ) -> web.StreamResponse:
+        """Apply a body of any length batch by batch; the next one is decoded while the last one is written.
+
+        Batches are cut by content alone, so that a repetition with the same operation id is cut, and known, the same
+        way; their ids have a space, which a client's cannot have.
+        """
+        decode = codecs.decode_upsert_ndjson if kind == negotiation.NDJSON else codecs.decode_upsert_arrow
+        chunks = negotiation.body_chunks(request)
+        behind = _WriteBehind(lambda batch, number: self._store(collection, batch, f"{operation} {number}"))
+        try:
+            async for batch in decode(chunks, collection, self.limits, self.batch_rows):
+                await behind.write(batch)
+            await behind.settle()
+        except VecClusterError as error:
+            raise await behind.give_up(error) from None
+        return self._written(request, {"upserted": behind.stored}, behind.positions)
+
+    async def _store(self, collection: Collection, batch: UpsertBatch, operation: str) -> Written:
+        return await self.node.coordinator.upsert(collection, batch.ids, batch.vectors, batch.metadata, operation)
+
+    async def delete_vectors(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/vectors/delete."""
+        _write_query(request)
+        collection = await self._collection(request)
+        operation = negotiation.operation_id(request)
+        negotiation.check_content_type(request, negotiation.JSON)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        asked = (await _in_thread(len(body), codecs.decode_options, api.Delete, body, self.limits)).check(self.limits)
+        if asked.ids is not None:
+            ids = list(dict.fromkeys(asked.ids))
+            written = await self.node.coordinator.delete_ids(collection, ids, operation)
+        else:
+            filters.parse(asked.filter, self.limits)
+            written = await self.node.coordinator.delete_where(collection, orjson.dumps(asked.filter), operation)
+        return self._written(request, {"deleted": written.count}, written.positions)
+
+    async def delete_vector(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /v1/collections/{name}/vectors/{id}."""
+        _write_query(request)
+        collection = await self._collection(request)
+        vector_id = _id_of(request)
+        written = await self.node.coordinator.delete_ids(collection, [vector_id], negotiation.operation_id(request))
+        if not written.count:
+            raise VectorNotFound(f"collection {collection.name} holds no vector {vector_id!r}")
+        return self._written(request, {"deleted": written.count}, written.positions)
+
+    async def vector(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/collections/{name}/vectors/{id}."""
+        collection = await self._collection(request)
+        _read_query(request)
+        vector_id = _id_of(request)
+        found, positions = await self.node.coordinator.get(collection, [vector_id], self._session(request))
+        if vector_id not in found:
+            raise VectorNotFound(f"collection {collection.name} holds no vector {vector_id!r}")
+        response = web.Response(body=codecs.encode_vector(found[vector_id]), content_type=negotiation.JSON)
+        response.headers[token.HEADER] = token.encode(token.merge([self._session(request), positions]))
+        return response
+
+    async def vectors(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/collections/{name}/vectors."""
+        collection = await self._collection(request)
+        query = _read_query(request, "limit", "cursor", "filter")
+        limit = _limit(query, self.limits.max_list)
+        where = self._filter_of(query)
+        accept = negotiation.choose(request, negotiation.JSON, negotiation.ARROW)
+        session = self._session(request)
+        ids = await self.node.coordinator.list_ids(collection, _after(query), limit, where, session)
+        found, _ = await self.node.coordinator.get(collection, ids, session)
+        page = [found[i] for i in ids if i in found]
+        cursor = _cursor_after(ids[-1]) if len(ids) == limit else None
+        size = sum(len(v.vector) + len(v.metadata) for v in page)
+        body = await _in_thread(size, codecs.encode_page, page, cursor, accept, collection.dimension)
+        return web.Response(body=body, content_type=accept, headers={"Cursor": cursor} if cursor else None)
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/count."""
+        _query(request)
+        collection = await self._collection(request)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        if body:
+            negotiation.check_content_type(request, negotiation.JSON)
+        asked = await _in_thread(len(body), codecs.decode_options, api.Count, body or b"{}", self.limits)
+        where = None
+        if asked.filter is not None:
+            filters.parse(asked.filter, self.limits)
+            where = orjson.dumps(asked.filter)
+        count = await self.node.coordinator.count(collection, where, self._session(request))
+        return _json(api.Counted(count=count))
+
+    async def search(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/search."""
+        started = time.perf_counter()
+        collection = await self._collection(request)
+        accept = negotiation.choose(request, negotiation.JSON, negotiation.ARROW)
+        kind = negotiation.check_content_type(request, negotiation.JSON, negotiation.OCTETS)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        if kind == negotiation.JSON:
+            _query(request)
+            asked = await _in_thread(len(body), codecs.decode_search_json, body, collection, self.limits)
+        else:
+            asked = codecs.decode_search_binary(body, _query(request, *BINARY_ARGUMENTS), collection, self.limits)
+        session = self._session(request)
+        plan = SearchPlan(
+            vectors=asked.vectors,
+            k=asked.k,
+            filter=None if asked.filter is None else orjson.dumps(asked.filter),
+            ef=asked.ef,
+            exact=asked.exact,
+            with_metadata="metadata" in asked.include,
+            with_vector="vector" in asked.include,
+            allow_partial=asked.allow_partial,
+        )
+        found = await self.node.coordinator.search(collection, plan, session)
+        seen = token.encode(token.merge([session, found.positions]))
+        envelope = {
+            "partial": bool(found.missing),
+            "missing_shards": list(found.missing),
+            "token": seen,
+            "took_ms": round((time.perf_counter() - started) * 1000, 3),
+        }
+        size = sum(map(len, found.hits)) * (collection.dimension if plan.with_vector else 1) * 64
+        body = await _in_thread(size, codecs.encode_search, found.hits, asked, collection, envelope, accept)
+        return web.Response(body=body, content_type=accept, headers={token.HEADER: seen})
+
+    # The cluster
+
+    async def cluster(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/cluster."""
+        _query(request)
+        state = self.node.state
+        reports, unreachable = await self.node.coordinator.reports()
+        verdict = self.node.verdict(unreachable)
+        if why := self.node.why_not_ready():
+            verdict = verdict.because(f"Node {self.node.id} is not ready: {why}.")
+        missing = {s.id for s in state.shards.values()} - {r.shard for r in reports}
+        return _json(
+            api.Cluster(
+                health=verdict.health.value,
+                issues=list(verdict.issues),
+                leader=state.leader,
+                nodes=[
+                    api.NodeInfo(
+                        id=n.id,
+                        address=n.address,
+                        zone=n.zone,
+                        state="down" if n.id in unreachable else n.state,
+                        version=n.version,
+                    )
+                    for _, n in sorted(state.nodes.items())
+                ],
+                shards=api.ShardCounts(total=len(state.shards), under_replicated=0, unavailable=len(missing), moving=0),
+                vectors=None if missing else sum(r.vectors for r in reports),
+                version=veccluster_node.VERSION,
+            )
+        )
+
+    async def healthz(self, _: web.Request) -> web.StreamResponse:
+        """GET /healthz: the process answers."""
+        return _json(api.Status(status="ok"))
+
+    async def readyz(self, _: web.Request) -> web.StreamResponse:
+        """GET /readyz: the node serves what it should."""
+        if why := self.node.why_not_ready():
+            raise Unavailable(f"not ready: {why}")
+        return _json(api.Status(status="ready"))
+
+    async def document(self, _: web.Request) -> web.StreamResponse:
+        """GET /openapi.json."""
+        document = openapi.document(veccluster_node.VERSION, self.limits)
+        return web.Response(body=orjson.dumps(document), content_type=negotiation.JSON)
+
+    # Helpers
+
+    async def _collection(self, request: web.Request) -> Collection:
+        """The collection in the path; one that another node has just created is looked up in etcd."""
+        name = api.check_name(request.match_info["name"])
+        if (found := self.node.state.collections.get(name)) is not None:
+            return found
+        store = self.node.metadata()
+        if await store.read_collection(name) is None:
+            raise CollectionNotFound(f"there is no collection {name}")
+        await store.wait_until(lambda state: name in state.collections, timeout=self.node.settings.query_timeout)
+        if (found := self.node.state.collections.get(name)) is None:
+            raise CollectionNotFound(f"there is no collection {name}")
+        return found
+
+    def _session(self, request: web.Request) -> Session:
+        """What the client has seen of collections that there are; every level of a single replica includes it."""
+        seen = token.decode(",".join(request.headers.getall(token.HEADER, [])))
+        held = {c.uuid for c in self.node.state.collections.values()}
+        return {shard: position for shard, position in seen.items() if shard.collection in held}
+
+    def _filter_of(self, query: Mapping[str, str]) -> bytes | None:
+        return codecs.filter_json(query["filter"], self.limits) if "filter" in query else None
+
+    def _written(self, request: web.Request, counts: Mapping[str, int], positions: Session) -> web.StreamResponse:
+        merged = token.encode(token.merge([self._session(request), positions]))
+        return web.Response(
+            body=orjson.dumps({**counts, "token": merged}),
+            content_type=negotiation.JSON,
+            headers={token.HEADER: merged},
+        )
+
+
+def _json(reply: api.Reply, status: int = 200) -> web.Response:
+    return web.Response(body=reply.model_dump_json().encode(), status=status, content_type=negotiation.JSON)
+
+
+class _WriteBehind:
+    """Writes one batch of a stream while the next is decoded, and knows how much is stored."""
+
+    def __init__(self, store: Callable[[UpsertBatch, int], Coroutine[Any, Any, Written]]) -> None:
+        """`store` is given each batch and its number."""
+        self.stored = 0
+        self.positions: Session = {}
+        self._store = store
+        self._number = 0
+        self._writing: asyncio.Task[Written] | None = None
+
+    async def write(self, batch: UpsertBatch) -> None:
+        """Begin to write a batch, once the one before is written; raises what went wrong with that one."""
+        await self.settle()
+        self._writing = asyncio.create_task(self._store(batch, self._number))
+        self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # the client may be gone
+        self._number += 1
+
+    async def settle(self) -> None:
+        """Until everything is written."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            written = await writing
+        except VecClusterError as error:
+            self.stored += int(error.extra.get("upserted", 0))
+            raise
+        self.stored += written.count
+        self.positions = token.merge([self.positions, written.positions])
+
+    async def give_up(self, error: VecClusterError) -> VecClusterError:
+        """What the client is to know after `error`: that, or what went wrong with the write under way."""
+        try:
+            await self.settle()
+        except VecClusterError as of_write:
+            error = of_write
+        error.extra["upserted"] = self.stored
+        return error
+
+
+async def _in_thread(size: int, call: Callable[..., T], *arguments: Any) -> T:
+    """Call, in a thread if what it works on is large enough (in bytes) to hold others up."""
+    if size < LARGE:
+        return call(*arguments)
+    return await asyncio.to_thread(call, *arguments)
+
+
+def _id_of(request: web.Request) -> str:
+    """The last part of the path, which the router would take as it is where it is not UTF-8."""
+    try:
+        vector_id = unquote(request.rel_url.raw_path.rpartition("/")[2], errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest.field("id", "must be UTF-8, percent-encoded") from None
+    if problem := api.id_problem(vector_id):
+        raise InvalidRequest.field("id", problem)
+    return vector_id
+
+
+def _query(request: web.Request, *known: str) -> dict[str, str]:
+    """The query string's arguments; any but the known ones are refused, and so is one given twice."""
+    for name in request.query:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InvalidRequest.field(name, f"is not an argument here{hint}; there are {', '.join(known) or 'none'}")
+        if len(request.query.getall(name)) > 1:
+            raise InvalidRequest.field(name, "must be given once")
+    return dict(request.query)
+
+
+def _read_query(request: web.Request, *known: str) -> dict[str, str]:
+    """The same for a read, which may say what it may miss."""
+    return _with_level(_query(request, "consistency", *known), ReadConsistency)
+
+
+def _write_query(request: web.Request) -> dict[str, str]:
+    """The same for a write, which may say how many replicas must have it."""
+    return _with_level(_query(request, "consistency"), WriteConsistency)
+
+
+def _with_level(query: dict[str, str], levels: type[ReadConsistency | WriteConsistency]) -> dict[str, str]:
+    if (asked := query.get("consistency")) is not None and asked not in set(levels):
+        raise InvalidRequest.field("consistency", f"must be one of {', '.join(levels)}, is {asked!r}")
+    return query
+
+
+def _limit(query: Mapping[str, str], most: int) -> int:
+    text = query.get("limit", str(min(DEFAULT_PAGE, most)))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise InvalidRequest.field("limit", f"must be a number from 1 to {most}, is {text!r}")
+    return int(text)
+
+
+def _cursor_after(last: str) -> str:
+    return base64.urlsafe_b64encode(last.encode()).decode().rstrip("=")
+
+
+def _after(query: Mapping[str, str]) -> str | None:
+    """The id that a listing goes on after."""
+    if (cursor := query.get("cursor")) is None:
+        return None
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest.field("cursor", "must be the cursor of an earlier page, as it was given") from error

@@ -1,0 +1,155 @@
+"""The `veccluster-node` process: start, serve until told to stop, say in one line why it cannot.
+
+Exit codes: 0 stopped as asked; 1 failed while running; 2 bad configuration; 3 address in use; 4 data directory
+not ours.
+"""
+
+import argparse
+import asyncio
+import gc
+import io
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, TextIO, cast
+
+import structlog
+from aiohttp import web
+
+from veccluster.errors import InvalidSpec, VecClusterError
+from veccluster.model.spec import VecClusterSpec
+from veccluster_node import config as configuration
+from veccluster_node.config import Address, NodeConfig
+from veccluster_node.host import ShardHost
+from veccluster_node.http import application
+from veccluster_node.identity import Identity, WrongDirectory, claim
+from veccluster_node.memory import MemoryGuard
+from veccluster_node.node import DataNode
+from veccluster_node.peer.server import application as peer_port
+from veccluster_node.settings import node_settings, storage_settings
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
+SHUTDOWN_TIMEOUT = 10.0
+"""Seconds that requests under way are given when the node stops."""
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Entry point of `veccluster-node`."""
+    arguments = argparse.ArgumentParser(prog="veccluster-node", description="A data node of a VecCluster.")
+    arguments.add_argument("--config", type=Path, required=True, help="JSON file, see docs/architecture.md")
+    arguments.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    options = arguments.parse_args()
+    _log_to_stderr(options.log_level)
+    try:
+        config = configuration.load(options.config)
+        spec = config.cluster_spec()
+        identity = claim(Path(config.data_dir), config.id)
+        client_socket, peer_socket = (_listen(Address.parse(a)) for a in (config.listen, config.peer_listen))
+    except InvalidSpec as error:
+        _give_up(EXIT_CONFIG, error.detail)
+    except WrongDirectory as error:
+        _give_up(EXIT_DIRECTORY, error.detail)
+    except OSError as error:
+        _give_up(EXIT_ADDRESS if isinstance(error, AddressInUse) else EXIT_DIRECTORY, str(error))
+    try:
+        asyncio.run(_serve(config, spec, identity, client_socket, peer_socket))
+    except* VecClusterError as group:
+        code = EXIT_DIRECTORY if group.subgroup(WrongDirectory) else EXIT_FAILED
+        _give_up(code, "; ".join(str(e) for e in group.exceptions))
+
+
+class AddressInUse(OSError):
+    """Another process listens there, or the address is not this machine's."""
+
+
+async def _serve(
+    config: NodeConfig,
+    spec: VecClusterSpec,
+    identity: Identity,
+    client_socket: socket.socket,
+    peer_socket: socket.socket,
+) -> None:
+    """Run the node and its two ports until SIGTERM or SIGINT."""
+    settings, limits = node_settings(spec), spec.tuning.limits()
+    memory = MemoryGuard(settings.max_memory)
+    threads = os.cpu_count() or 1
+    host = ShardHost(Path(config.data_dir), storage_settings(spec), limits, memory, threads=threads)
+    node = DataNode(config, settings, identity, host)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    clients = await application.start(node, spec, limits, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    peers = web.AppRunner(peer_port(host.handle), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    await peers.setup()
+    await web.SockSite(clients, client_socket).start()
+    await web.SockSite(peers, peer_socket).start()
+    gc.freeze()  # what start-up made stays; collections need not walk it
+    addresses = [f"{config.advertise or s.getsockname()[0]}:{s.getsockname()[1]}" for s in (client_socket, peer_socket)]
+    log.info("listening", node=node.id, address=addresses[0], peer_address=addresses[1])
+    life = asyncio.create_task(node.run(*addresses))
+    stop = asyncio.create_task(stopped.wait())
+    await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping", node=node.id)
+    node.draining = True
+    await clients.cleanup()
+    await peers.cleanup()
+    life.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.gather(stop if stopped.is_set() else life)
+    await asyncio.gather(life, return_exceptions=True)
+    await node.close()
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((address.host, address.port))
+        sock.listen(1024)
+    except OSError as error:
+        raise AddressInUse(f"cannot listen on {address.host}:{address.port}: {error.strerror or error}") from error
+    return sock
+
+
+def _log_to_stderr(level: str) -> None:
+    """One JSON object a line: the event, its level and time, and the shard, epoch and seq that it is about."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Tolerant(sys.stderr))),
+        cache_logger_on_first_use=True,
+    )
+
+
+class _Tolerant(io.TextIOBase):
+    """A stream whose failures are nobody's business: a full disk under the log must not stop the node."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def _give_up(code: int, why: str) -> NoReturn:
+    print(f"veccluster-node: {why}", file=sys.stderr)  # noqa: T201 - the line for the person who started it
+    sys.exit(code)

@@ -1,0 +1,73 @@
+"""Where etcd is and how to speak to it, checked once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from veccluster.errors import InvalidSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdConfig:
+    """Everything that the client is told. Times are seconds. Raises `InvalidSpec` naming the field that is wrong."""
+
+    endpoints: tuple[str, ...]
+    """Each "host:port", "http://host:port" or "https://host:port"; an IPv6 address in brackets."""
+    ca_file: Path | None = None
+    """PEM; None trusts the usual authorities."""
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    timeout: float = 5.0
+    """An operation that is given no timeout of its own ends after this, all retries included."""
+    attempt_timeout: float = 1.0
+    """A read that one member does not answer within this is asked of the next."""
+    connect_timeout: float = 1.0
+    """A member that has no connection within this is left for the next."""
+    watch_silence: float = 2.0
+    """A watch that hears nothing for so long asks the member whether it is there ..."""
+    watch_patience: float = 2.0
+    """... and moves to another when no answer comes within this."""
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise InvalidSpec.field("endpoints", "must name at least one etcd member as host:port")
+        for endpoint in self.endpoints:
+            _check_endpoint(endpoint)
+        if len({e.startswith("https://") for e in self.endpoints}) > 1:
+            raise InvalidSpec.field("endpoints", "must be all https:// or none")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise InvalidSpec.field("cert_file", "must come together with key_file")
+        if self.ca_file and any(e.startswith("http://") for e in self.endpoints):
+            raise InvalidSpec.field("ca_file", "has no meaning for http:// endpoints; write https://")
+        if (self.username is None) != (self.password is None):
+            raise InvalidSpec.field("username", "must come together with a password")
+        for name in ("timeout", "attempt_timeout", "connect_timeout", "watch_silence", "watch_patience"):
+            if not getattr(self, name) > 0:
+                raise InvalidSpec.field(name, f"must be more than 0 seconds, is {getattr(self, name)}")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted: an https:// endpoint or any TLS file says so."""
+        return self.endpoints[0].startswith("https://") or self.ca_file is not None or self.cert_file is not None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints as host:port."""
+        return tuple(e.split("://", 1)[-1].rstrip("/") for e in self.endpoints)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    if "://" in endpoint and not endpoint.startswith(("http://", "https://")):
+        raise InvalidSpec.field("endpoints", f"{endpoint!r} must be host:port, http://host:port or https://host:port")
+    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    try:
+        good = bool(parts.hostname and parts.port) and parts.path in ("", "/") and not parts.username
+    except ValueError:
+        good = False
+    if not good:
+        # Not echoed whole: a URL with a password in it is one way to get here.
+        raise InvalidSpec.field(
+            "endpoints", f"{parts.hostname or 'an entry'!r} must be given as host:port, port 1 to 65535"
+        )

@@ -1,0 +1,227 @@
+"""A cluster's metadata: its state followed from etcd, and the transactions that change it.
+
+The state in memory is always one that etcd had at some revision; while etcd is away it is the last one known. Every
+change is a transaction that compares what the decision was based on, so a lost race changes nothing and the next round
+of the caller sees what is there now.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TypeVar, assert_never
+
+import msgspec
+import structlog
+
+from veccluster.decisions import assignment
+from veccluster.errors import LeaseLost, MetadataRefused, OutcomeUnknown
+from veccluster.model.cluster import ClusterState, Drop
+from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, Shard
+from veccluster_node.metadata import keys as encoding
+from veccluster_node.metadata.etcd import EtcdClient, Lease, Term
+from veccluster_node.metadata.etcd.values import (
+    Compare,
+    CreateRevision,
+    Delete,
+    KeyValue,
+    ModRevision,
+    Put,
+    Snapshot,
+    Value,
+)
+from veccluster_node.metadata.keys import Keys
+
+SHARDS_IN_ONE_TRANSACTION = 100
+"""etcd refuses transactions of more than 128 operations."""
+
+PATIENCE = 2.0
+"""Seconds that a client's request waits for etcd."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Store:
+    """The metadata of one cluster, for one event loop."""
+
+    def __init__(self, client: EtcdClient, keys: Keys) -> None:
+        self.keys = keys
+        self._client = client
+        self._state = ClusterState()
+        self._changed = asyncio.Event()
+        self._known = asyncio.Event()
+
+    @property
+    def state(self) -> ClusterState:
+        """The newest state that this node has seen."""
+        return self._state
+
+    async def follow(self) -> None:
+        """Keep `state` up to date for ever; ends only by cancellation or when etcd refuses us for good."""
+        entries: dict[str, KeyValue] = {}
+        async for update in self._client.follow(self.keys.prefix):
+            if isinstance(update, Snapshot):
+                entries = dict(update.items)
+            else:
+                for event in update.events:
+                    if event.now is None:
+                        entries.pop(event.key, None)
+                    else:
+                        entries[event.key] = event.now
+            raw = {key: (kv.value, int(kv.mod_revision)) for key, kv in entries.items()}
+            self._state = encoding.state_of(self.keys.prefix, raw, update.revision)
+            self._known.set()
+            self.wake()
+
+    async def known(self) -> None:
+        """Wait until the state has been read once."""
+        await self._known.wait()
+
+    def wake(self) -> None:
+        """Let everyone who waits for a change look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def changes(self, *, at_least_every: float) -> AsyncIterator[None]:
+        """Yield now, after every change, and at least every so many seconds."""
+        while True:
+            changed = self._changed
+            yield
+            try:
+                async with asyncio.timeout(at_least_every):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+
+    async def wait_until(self, holds: Callable[[ClusterState], bool], *, timeout: float) -> bool:
+        """Wait until the state fulfils `holds`; whether it did in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                async for _ in self.changes(at_least_every=timeout):
+                    if holds(self._state):
+                        return True
+        except TimeoutError:
+            pass
+        return holds(self._state)
+
+    # Collections
+
+    async def read_collection(self, name: str) -> Collection | None:
+        """The collection as etcd has it now, newer than `state` may be."""
+        found = await self._client.get(self.keys.collection(name), timeout=PATIENCE)
+        return encoding.decode_collection(found.value) if found else None
+
+    async def create_collection(self, collection: Collection) -> bool:
+        """Write the collection down unless its name is taken; whether it was written."""
+        key = self.keys.collection(collection.name)
+        try:
+            result = await self._client.txn(
+                [CreateRevision(key, "==", 0)], [Put(key, encoding.encode(collection))], timeout=PATIENCE
+            )
+        except OutcomeUnknown:
+            # The uuid is ours alone, so reading tells who won.
+            found = await self.read_collection(collection.name)
+            if found is None:
+                raise
+            return found.uuid == collection.uuid
+        return result.succeeded
+
+    async def drop_collection(self, name: str) -> bool:
+        """Delete the collection and tell the nodes to delete its data; whether there was one."""
+        key = self.keys.collection(name)
+        while (found := await self._client.get(key, timeout=PATIENCE)) is not None:
+            uuid = encoding.decode_collection(found.value).uuid
+            drop = Put(self.keys.drop(uuid), encoding.encode(Drop(uuid=uuid, name=name)))
+            try:
+                result = await self._client.txn(
+                    [ModRevision(key, "==", found.mod_revision)], [Delete(key), drop], timeout=PATIENCE
+                )
+            except OutcomeUnknown:
+                if await self._client.get(self.keys.drop(uuid)) is None:
+                    raise
+                return True
+            if result.succeeded:
+                return True
+        return False
+
+    # Nodes and their shards
+
+    async def read_node(self, node: NodeId) -> tuple[Node | None, Load | None]:
+        """The node's registration and its sign of life, as etcd has them now."""
+        registered = await self._client.get(self.keys.node(node))
+        alive = await self._client.get(self.keys.alive(node))
+        return (
+            encoding.decode_node(registered.value) if registered else None,
+            encoding.decode_load(alive.value) if alive else None,
+        )
+
+    async def grant(self, ttl: float) -> Lease:
+        """A lease for this node."""
+        return await self._client.grant(ttl)
+
+    async def register(self, node: Node) -> None:
+        """Write the node down as a member."""
+        await self._client.put(self.keys.node(node.id), encoding.encode(node))
+
+    async def publish(self, load: Load, lease: Lease) -> None:
+        """Give the node's sign of life. `LeaseLost` if etcd ended the lease while this process stood still."""
+        try:
+            await self._client.put(self.keys.alive(load.id), encoding.encode(load), lease=lease.id)
+        except MetadataRefused as error:
+            if "lease not found" not in error.detail:
+                raise
+            raise LeaseLost(f"etcd has ended the lease {lease.id:x}") from error
+
+    async def take_epoch(self, shard: Shard) -> Epoch | None:
+        """Become primary of the epoch after `shard`'s, if nobody changed it meanwhile; None if somebody did.
+
+        An outcome that is not known counts as a lost race: the record is read again and another epoch is taken.
+        """
+        taken = msgspec.structs.replace(shard, epoch=Epoch(shard.epoch + 1))
+        key = self.keys.shard(shard.id)
+        try:
+            result = await self._client.txn(
+                [ModRevision(key, "==", shard.revision)], [Put(key, encoding.encode_shard(taken))]
+            )
+        except OutcomeUnknown:
+            return None
+        return taken.epoch if result.succeeded else None
+
+    async def report_dropped(self, uuid: str, node: NodeId) -> None:
+        """Say that this node holds nothing of a dropped collection; nothing if the drop is finished already."""
+        drop = CreateRevision(self.keys.drop(uuid), ">", 0)
+        await self._client.txn([drop], [Put(self.keys.dropped_by(uuid, node), b"{}")])
+
+    # The leader
+
+    async def apply(self, action: assignment.Action, *, fenced_by: Term) -> None:
+        """Carry out one decision of the leader; a lost race or a lost term changes nothing."""
+        match action:
+            case assignment.CreateShards(collection, shards):
+                await self._create_shards(collection, shards, fenced_by)
+            case assignment.Reassign(before, after):
+                key = self.keys.shard(before.id)
+                unchanged = ModRevision(key, "==", before.revision)
+                await self._client.txn([fenced_by.fence(), unchanged], [Put(key, encoding.encode_shard(after))])
+            case assignment.ForgetShards(_, forgotten):
+                for some in _in_parts(forgotten):
+                    await self._client.txn([fenced_by.fence()], [Delete(self.keys.shard(s)) for s in some])
+            case assignment.FinishDrop(uuid):
+                done = [self.keys.dropped_by(d.uuid, d.node) for d in self._state.dropped_by if d.uuid == uuid]
+                await self._client.txn([fenced_by.fence()], [Delete(k) for k in (self.keys.drop(uuid), *done)])
+            case _:
+                assert_never(action)
+
+    async def _create_shards(self, collection: Collection, shards: tuple[Shard, ...], term: Term) -> None:
+        """Write shards down, each only if it does not exist and the collection still does."""
+        name = self.keys.collection(collection.name)
+        for some in _in_parts(shards):
+            puts = [Put(self.keys.shard(s.id), encoding.encode_shard(s)) for s in some]
+            still_there = Value(name, "==", encoding.encode(collection))
+            guards: list[Compare] = [term.fence(), still_there, *(CreateRevision(p.key, "==", 0) for p in puts)]
+            result = await self._client.txn(guards, puts)
+            log.info("shards_created" if result.succeeded else "shards_not_created", collection=collection.name)
+
+
+def _in_parts(items: tuple[T, ...]) -> Iterable[tuple[T, ...]]:
+    return (items[i : i + SHARDS_IN_ONE_TRANSACTION] for i in range(0, len(items), SHARDS_IN_ONE_TRANSACTION))

@@ -1,0 +1,203 @@
+"""One data node from start to end: what it is made of, and the loops that keep it a member of its cluster.
+
+It answers HTTP from the first moment, so that probes and people can ask why it is not ready; it becomes a member when
+etcd is there, and goes on serving what it serves when etcd goes away.
+"""
+
+import asyncio
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+import veccluster_node
+from veccluster.decisions.health import Verdict, judge
+from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
+from veccluster.model.cluster import ClusterState
+from veccluster.model.state import Load, Node, NodeId
+from veccluster_node.config import NodeConfig
+from veccluster_node.host import ShardHost
+from veccluster_node.identity import Identity, WrongDirectory
+from veccluster_node.leader import campaign_and_lead
+from veccluster_node.metadata.etcd import Election, EtcdClient, Lease
+from veccluster_node.metadata.keys import Keys
+from veccluster_node.metadata.store import Store
+from veccluster_node.peer.client import Peers
+from veccluster_node.query.coordinator import Coordinator
+from veccluster_node.reconcile import Reconciler
+from veccluster_node.settings import NodeSettings
+
+HEARTBEAT = 2.0
+"""Seconds after which a node's sign of life is looked at even if nothing changed."""
+PAUSE_BETWEEN_TRIES = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class DataNode:
+    """A node and its state; `run` lives as long as the node does."""
+
+    def __init__(self, config: NodeConfig, settings: NodeSettings, identity: Identity, host: ShardHost) -> None:
+        self.id = NodeId(config.id)
+        self.host = host
+        self.store: Store | None = None
+        self.boot = uuid.uuid4().hex
+        self.draining = False
+        self._config = config
+        self.settings = settings
+        self._identity = identity
+        self._reconciler: Reconciler | None = None
+        self._lease: Lease | None = None
+        self._lease_lost_at: float | None = None
+        self.peers = Peers(self.id, host.handle, lambda: self.state.nodes)
+        self.coordinator = Coordinator(
+            lambda: self.state,
+            self.peers,
+            read_timeout=settings.query_timeout,
+            write_timeout=settings.write_timeout,
+        )
+
+    @property
+    def state(self) -> ClusterState:
+        """The newest state of the cluster that this node knows; empty before it has reached etcd."""
+        return self.store.state if self.store else ClusterState()
+
+    def metadata(self) -> Store:
+        """The store, for what needs it; `MetadataUnavailable` before etcd was reached."""
+        if self.store is None or not self.state.revision:
+            endpoints = ", ".join(self._config.etcd.endpoints)
+            raise MetadataUnavailable(f"node {self.id} has not reached etcd at {endpoints} yet")
+        return self.store
+
+    def metadata_for_changes(self) -> Store:
+        """The store, for a change of the metadata; `MetadataUnavailable` at once while etcd is known to be away."""
+        if away := self._metadata_away():
+            raise MetadataUnavailable(f"etcd has been unreachable for {away:.0f} s; try again when it is back")
+        return self.metadata()
+
+    def why_not_ready(self) -> str | None:
+        """What the node still waits for; None when it is ready."""
+        if self.draining:
+            return "the node is stopping"
+        if self.store is None or self._reconciler is None or not self.state.revision:
+            return f"waiting for etcd at {', '.join(self._config.etcd.endpoints)}"
+        if self.id not in self.state.nodes:
+            return "registering as a member of the cluster"
+        if not self._reconciler.settled:
+            return f"opening shards: {', '.join(map(str, self._reconciler.recovering())) or 'about to start'}"
+        return None
+
+    def verdict(self, unreachable: frozenset[NodeId] = frozenset()) -> Verdict:
+        """The health of the cluster as this node sees it."""
+        return judge(self.state, unreachable=unreachable, metadata_away=self._metadata_away())
+
+    def _metadata_away(self) -> float:
+        """Seconds since etcd was lost; 0 while the lease is held. More than 0 from the first moment."""
+        if self._lease_lost_at is None and self._lease is not None and self._lease.remaining() <= 0:
+            self._lease_lost_at = time.monotonic() - 0.001
+        return 0.0 if self._lease_lost_at is None else time.monotonic() - self._lease_lost_at
+
+    # Life
+
+    async def run(self, address: str, peer_address: str) -> None:
+        """Be a member until cancelled. The addresses are those under which the others reach this node."""
+        me = Node(
+            id=self.id,
+            address=address,
+            peer_address=peer_address,
+            zone=self._config.zone,
+            incarnation=self._identity.incarnation,
+            version=veccluster_node.VERSION,
+        )
+        async with _connected(self._config) as client:
+            store = Store(client, Keys(self._config.namespace, self._config.cluster))
+            self._reconciler = Reconciler(self.id, me.incarnation, store, self.host)
+            self.store = store
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(store.follow())
+                await store.known()
+                tasks.create_task(self._be_member(store, client, me))
+                tasks.create_task(self._reconciler.run())
+
+    async def close(self) -> None:
+        """End what is under way and close the shards."""
+        if self._reconciler:
+            await self._reconciler.close()
+        await self.peers.close()
+        await self.host.close()
+
+    async def _be_member(self, store: Store, client: EtcdClient, me: Node) -> None:
+        """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost."""
+        while True:
+            try:
+                await self._refuse_a_second_self(store, me)
+                async with await store.grant(self.settings.lease_ttl) as lease:
+                    self._lease = lease
+                    await store.register(me)
+                    await self._publish_and_campaign(store, client, lease)
+            except (LeaseLost, MetadataUnavailable, OutcomeUnknown) as error:
+                self._lease_lost_at = self._lease_lost_at or time.monotonic()
+                log.warning("membership_interrupted", reason=error.detail)
+                await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+
+    async def _publish_and_campaign(self, store: Store, client: EtcdClient, lease: Lease) -> None:
+        election = Election(client, store.keys.leader, lease, self.id.encode())
+        campaign = asyncio.create_task(campaign_and_lead(store, election, lease))
+        try:
+            published: Load | None = None
+            async for _ in store.changes(at_least_every=HEARTBEAT):
+                lease.check()
+                load = self._load()
+                if load != published:
+                    await store.publish(load, lease)
+                    published = load
+                self._lease_lost_at = None
+        finally:
+            campaign.cancel()
+            await asyncio.gather(campaign, return_exceptions=True)
+
+    async def _refuse_a_second_self(self, store: Store, me: Node) -> None:
+        """Two processes with one id would each take the other for itself; the second one must not start."""
+        registered, alive = await store.read_node(me.id)
+        if registered and alive and registered.incarnation != me.incarnation and alive.boot != self.boot:
+            raise WrongDirectory(
+                f"a node {me.id} with another data directory is alive at {registered.address}: "
+                "stop it, or give this node another id"
+            )
+
+    def _load(self) -> Load:
+        assert self._reconciler is not None
+        disk = shutil.disk_usage(self._config.data_dir)
+        coarse = 64 * 1024 * 1024  # so that the sign of life changes when something does, not with every page
+        return Load(
+            id=self.id,
+            boot=self.boot,
+            vectors=self.host.vectors(),
+            disk_used=disk.used // coarse * coarse,
+            disk_total=disk.total,
+            memory_used=self.host.memory.held() // coarse * coarse,
+            issues=tuple(self._reconciler.issues()),
+            serving=tuple(map(str, self.host.serving())),
+            recovering=tuple(map(str, self._reconciler.recovering())),
+        )
+
+
+@asynccontextmanager
+async def _connected(config: NodeConfig) -> AsyncIterator[EtcdClient]:
+    """A client of etcd, however long it takes until one is there."""
+    settings = config.etcd.client()
+    while True:
+        client = EtcdClient(settings)
+        try:
+            await client.connect()
+            break
+        except MetadataUnavailable as error:
+            log.warning("etcd_not_reached", endpoints=config.etcd.endpoints, reason=error.detail)
+            await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+    try:
+        yield client
+    finally:
+        await client.close()

@@ -1,0 +1,195 @@
+"""The messages between nodes, as MessagePack: a coordinator asks, the node that hosts the shards answers.
+
+A message about several shards is answered for those that could; `failed` has the problem document of each of the
+others, so that one bad shard never hides what the rest know. Vectors travel as little-endian float32, row after row;
+metadata as the JSON text that was stored.
+"""
+
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from veccluster.model.state import ShardId
+
+Problem = dict[str, Any]
+Failures = dict[int, Problem]
+"""By shard number."""
+Position = tuple[int, int]
+"""(epoch, seq) up to which a replica has applied its log."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Base of all replies."""
+
+
+R = TypeVar("R", bound=Reply)
+
+
+class Request(msgspec.Struct, Generic[R], frozen=True, tag=True, kw_only=True):
+    """Base of all requests; `reply` is the type of the answer."""
+
+    reply: ClassVar[type[Reply]] = Reply
+
+
+class Written(Reply, frozen=True):
+    """The write is durable and applied: its position, and how many vectors it stored or removed."""
+
+    position: Position
+    count: int
+
+
+class Upsert(Request[Written], frozen=True, tag=True, kw_only=True):
+    """Store these vectors in one shard, all or none."""
+
+    reply = Written
+    shard: ShardId
+    op_id: str
+    ids: list[str]
+    vectors: bytes
+    metadata: list[bytes]
+
+
+class DeleteIds(Request[Written], frozen=True, tag=True, kw_only=True):
+    """Remove these ids from one shard; unknown ones are no error."""
+
+    reply = Written
+    shard: ShardId
+    op_id: str
+    ids: list[str]
+
+
+class DeleteWhere(Request[Written], frozen=True, tag=True, kw_only=True):
+    """Remove what matches the filter (JSON) from one shard."""
+
+    reply = Written
+    shard: ShardId
+    op_id: str
+    filter: bytes
+
+
+Write: TypeAlias = Upsert | DeleteIds | DeleteWhere
+
+
+class Hit(msgspec.Struct, frozen=True, array_like=True):
+    """One neighbour."""
+
+    distance: float
+    id: str
+    metadata: bytes | None = None
+    vector: bytes | None = None
+
+
+class Found(Reply, frozen=True):
+    """For each query the nearest hits over the shards that answered, nearest first."""
+
+    hits: list[list[Hit]]
+    applied: dict[int, Position]
+    failed: Failures
+
+
+class Search(Request[Found], frozen=True, tag=True, kw_only=True):
+    """Search several shards of one collection; `at_least` is what a session has seen of each."""
+
+    reply = Found
+    collection: str
+    shards: list[int]
+    at_least: dict[int, Position]
+    vectors: bytes
+    queries: int
+    k: int
+    filter: bytes | None
+    ef: int | None
+    exact: bool
+    with_metadata: bool
+    with_vector: bool
+
+
+class StoredVector(msgspec.Struct, frozen=True, array_like=True):
+    """One stored vector."""
+
+    id: str
+    vector: bytes
+    metadata: bytes
+
+
+class Got(Reply, frozen=True):
+    """The vectors that exist among those asked for."""
+
+    found: list[StoredVector]
+    applied: dict[int, Position]
+    failed: Failures
+
+
+class Get(Request[Got], frozen=True, tag=True, kw_only=True):
+    """Fetch by id; `ids` by shard number."""
+
+    reply = Got
+    collection: str
+    ids: dict[int, list[str]]
+    at_least: dict[int, Position]
+
+
+class Listed(Reply, frozen=True):
+    """Ids in order, at most `limit` over the shards that answered."""
+
+    ids: list[str]
+    failed: Failures
+
+
+class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
+    """The first ids after `after` in byte order."""
+
+    reply = Listed
+    collection: str
+    shards: list[int]
+    after: str | None
+    limit: int
+    filter: bytes | None
+    at_least: dict[int, Position]
+
+
+class Counted(Reply, frozen=True):
+    """How many vectors match, over the shards that answered."""
+
+    count: int
+    failed: Failures
+
+
+class Count(Request[Counted], frozen=True, tag=True, kw_only=True):
+    """Count what matches the filter."""
+
+    reply = Counted
+    collection: str
+    shards: list[int]
+    filter: bytes | None
+    at_least: dict[int, Position]
+
+
+class ShardReport(msgspec.Struct, frozen=True):
+    """How one shard on this node fares."""
+
+    shard: ShardId
+    epoch: int
+    vectors: int
+    tail: int
+    generations: int
+    indexed: int
+    building: bool
+    disk_bytes: int
+    memory_bytes: int
+
+
+class Report(Reply, frozen=True):
+    """Every shard that this node serves."""
+
+    shards: list[ShardReport]
+
+
+class GetReport(Request[Report], frozen=True, tag=True, kw_only=True):
+    """Ask how a node's shards fare; `collection` (uuid) narrows it."""
+
+    reply = Report
+    collection: str | None = None
+
+
+AnyRequest = Upsert | DeleteIds | DeleteWhere | Search | Get | ListIds | Count | GetReport

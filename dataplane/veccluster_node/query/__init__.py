@@ -1,0 +1,1 @@
+"""Searching: within one shard, and over all shards of a collection."""

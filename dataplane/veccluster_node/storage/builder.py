@@ -1,0 +1,239 @@
+"""The thread that keeps a shard's generations in shape: decide, build in a child, verify, switch, trim.
+
+It never holds up a write: a failed or killed build is tried again after a pause, from the vectors alone, and
+everything stays searchable from the tail until one succeeds.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from veccluster.decisions.generations import Build, ShardState, decide
+from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster_node.storage import failpoints, generations
+from veccluster_node.storage.build import Child, Job
+from veccluster_node.storage.feed import Slot
+from veccluster_node.storage.files import reason
+from veccluster_node.storage.generations import Shelf
+from veccluster_node.storage.records import make_durable
+from veccluster_node.storage.recovery import ROWS
+from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.writer import Writer
+
+_LOOK = 2.0
+"""Seconds between two looks when nothing calls for one."""
+_LONGEST_PAUSE = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class Builder:
+    """Builds for one replica, one at a time; `builds` bounds how many run in the whole process."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ReplicaSpec,
+        settings: StorageSettings,
+        writer: Writer,
+        shelf: Shelf,
+        builds: threading.Semaphore,
+    ) -> None:
+        self.building = False
+        self.problem: str | None = None
+        """What went wrong with the last build, until one succeeds."""
+        self._path = path
+        self._spec = spec
+        self._settings = settings
+        self._writer = writer
+        self._shelf = shelf
+        self._builds = builds
+        self._failures = 0
+        self._tail_since: float | None = None
+        self._child: Child | None = None
+        self._forced: list[threading.Event] = []
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"builder-{spec.shard}", daemon=True)
+        self._thread.start()
+
+    def look(self) -> None:
+        """See soon whether there is something to do."""
+        self._wake.set()
+
+    def force(self) -> threading.Event:
+        """Build the tail whatever its size, and whatever else is wanted; the event is set when nothing is left to
+        do.
+        """
+        done = threading.Event()
+        self._forced.append(done)
+        self._wake.set()
+        return done
+
+    def close(self) -> None:
+        """Give up what is being built, and end the thread."""
+        self._closing.set()
+        self._wake.set()
+        if child := self._child:
+            child.kill()
+        self._thread.join()
+        for done in self._forced:
+            done.set()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(_LOOK)
+            self._wake.clear()
+            try:
+                while not self._closing.is_set() and self._step():
+                    self._failures, self.problem = 0, None
+            except (VecClusterError, OSError) as error:
+                self._note(error)
+                pause = self._settings.build_retry * 2 ** min(self._failures - 1, 10)
+                self._closing.wait(min(pause, _LONGEST_PAUSE))
+                self._wake.set()
+
+    def _note(self, error: VecClusterError | OSError) -> None:
+        self._failures += 1
+        self.problem = (
+            f"Shard {self._spec.shard}: a build failed ({_reason(error)}); searches stay right, and it is tried again."
+        )
+        if not self._closing.is_set():
+            _log.warning(
+                "build_failed",
+                shard=str(self._spec.shard),
+                failures=self._failures,
+                detail=_reason(error),
+                notes=getattr(error, "__notes__", []),
+            )
+        if isinstance(error, StorageCorrupt):
+            self._writer.poison(error)
+
+    def _step(self) -> bool:
+        """Do the one thing that helps most; False when there is nothing to do."""
+        forced = self._forced[:]
+        if self._writer.failure or not self._decide(force=bool(forced)):
+            for done in forced:
+                done.set()
+                self._forced.remove(done)
+            return False
+        with _Turn(self._builds, self._closing) as mine:
+            if mine and (decided := self._decide(force=bool(forced))):
+                self.building = True
+                try:
+                    self._build(*decided)
+                finally:
+                    self.building = False
+        return mine
+
+    def _decide(self, *, force: bool) -> tuple[Build, int] | None:
+        """What to build, and the seq through which rows are applied now."""
+        shard, applied = self._writer.call(self._state).result()
+        build = decide(shard, self._settings.limits, force=force)
+        return (build, applied) if build else None
+
+    def _state(self) -> tuple[ShardState, int]:
+        feed, log, applied = self._writer.feed, self._writer.log, self._writer.records.applied_seq
+        operations = applied - feed.tail.after
+        now = time.monotonic()
+        self._tail_since = (self._tail_since or now) if operations else None
+        state = ShardState(
+            generations=tuple(s.state() for s in feed.slots),
+            tail_rows=len(feed.tail),
+            tail_live=len(feed.tail) - feed.tail_dead,
+            tail_seconds=now - (self._tail_since or now),
+            tail_operations=operations,
+            log_bytes=log.size_behind(feed.tail.after),
+        )
+        return state, applied
+
+    def _build(self, build: Build, applied: int) -> None:
+        slots = self._writer.feed.slots
+        merged = slots[build.first : build.last]
+        after = merged[0].after if merged else self._writer.feed.tail.after
+        through = applied if build.tail else merged[-1].through
+        out = self._shelf.new_directory(after, through)
+        base = slots[build.base] if build.base is not None and not self._failures else None
+        job = Job(
+            records=str(self._path / ROWS),
+            out=str(out),
+            after=after,
+            through=through,
+            dimension=self._spec.dimension,
+            metric=self._spec.metric,
+            parameters=self._spec.index,
+            graph=build.graph,
+            base=str(self._shelf.path / base.name) if base else None,
+            older=tuple(str(self._shelf.path / s.name) for s in slots[: build.first] if not s.damaged),
+            threads=self._settings.build_threads,
+        )
+        started = time.monotonic()
+        self._child = Child(job)
+        if self._closing.is_set():
+            return
+        try:
+            self._child.run()
+            generation = self._open(out)
+        except BaseException:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+        self._switch(build, Slot(out.name, after, through, generation.segment), generation.manifest.floor)
+        _log.info(
+            "generation_built",
+            shard=str(self._spec.shard),
+            generation=out.name,
+            reason=build.reason,
+            rows=generation.manifest.rows,
+            base=base.name if base else None,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _open(self, path: Path) -> generations.Generation:
+        """Open what a child left; damage to it says nothing of the rows."""
+        try:
+            return generations.open_generation(path, handles=self._settings.search_handles)
+        except StorageCorrupt as error:
+            raise Unavailable(error.detail) from error
+
+    def _switch(self, build: Build, slot: Slot, floor: int) -> None:
+        """Put a generation to use, then trim what two lists of generations cover."""
+        feed = self._writer.feed
+        names = [s.name for s in feed.slots]
+        names[build.first : build.last] = [slot.name]
+        self._shelf.switch(names)
+        self._tail_since = None if build.tail else self._tail_since
+        self._in_writer(lambda: feed.replace(build.first, build.last, slot, floor=floor))
+        previous = self._shelf.current.previous
+        covered = generations.range_of(previous[-1])[1] if previous else 0
+        if covered:
+            make_durable(self._path / ROWS)
+            failpoints.hit("trim")
+            self._in_writer(lambda: self._writer.log.trim(covered))
+
+    def _in_writer(self, function: Callable[[], None]) -> None:
+        self._writer.call(function).result()
+
+
+def _reason(error: VecClusterError | OSError) -> str:
+    return error.detail if isinstance(error, VecClusterError) else reason(error)
+
+
+class _Turn:
+    """A turn at a semaphore that gives up when `closing` is set; entering says whether it is ours."""
+
+    def __init__(self, semaphore: threading.Semaphore, closing: threading.Event) -> None:
+        self._semaphore = semaphore
+        self._closing = closing
+        self._mine = False
+
+    def __enter__(self) -> bool:
+        while not self._mine and not self._closing.is_set():
+            self._mine = self._semaphore.acquire(timeout=0.2)
+        return self._mine
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            self._semaphore.release()

@@ -1,0 +1,79 @@
+"""Files that are there whole or not at all, and how to know that they are unchanged."""
+
+import errno
+import hashlib
+import os
+import sqlite3
+from pathlib import Path
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Whether something failed since the disk (or our part of it) is full."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words for a person: no path, no number, one line."""
+    if is_no_space(error):
+        return "no space left on the disk"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    words = " ".join(said.split()) or type(error).__name__
+    return words[:1].lower() + words[1:].rstrip(".")
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a closed file durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that after a crash there is the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Hash a file without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_usage(path: Path) -> float:
+    """How full the disk under `path` is for us, from 0 to 1, as df counts."""
+    stat = os.statvfs(path)
+    used = stat.f_blocks - stat.f_bfree
+    return used / max(1, used + stat.f_bavail)
+
+
+def tree_size(path: Path) -> int:
+    """Bytes of all files below `path`; files that go away meanwhile count as gone."""
+    total = 0
+    for root, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(root) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,92 @@
+"""What a shard is told to do, and how it is told in the log.
+
+Every operation has a seq of its own, dense within the shard; a `Batch` is what one caller asked of one shard, and is
+durable, applied and answered as a whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from veccluster.decisions.filters import Filter
+
+
+class Upsert(msgspec.Struct, frozen=True, array_like=True, tag="u"):
+    """Give `id` this vector (little-endian float32, `dimension` of them) and metadata (a JSON object as UTF-8)."""
+
+    id: str
+    vector: bytes
+    metadata: bytes
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag="d"):
+    """Forget `id`; nothing happens when it is not there."""
+
+    id: str
+
+
+class Nothing(msgspec.Struct, frozen=True, array_like=True, tag="n"):
+    """Takes a seq and changes nothing: what a `DeleteWhere` that matches nothing leaves, so that a retry finds it."""
+
+
+Op = Upsert | Delete
+LoggedOp = Upsert | Delete | Nothing
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWhere:
+    """Delete what `filter` matches in the state that all earlier operations leave behind."""
+
+    filter: "Filter"
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """What one log record says besides its place: `ops[i]` has seq first_seq + i. `time_ns` is the primary's clock."""
+
+    time_ns: int
+    op_id: str
+    ops: tuple[LoggedOp, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of the log: a batch (still encoded), its epoch and the seqs that it takes (`count` ≥ 1)."""
+
+    epoch: int
+    first_seq: int
+    count: int
+    payload: bytes
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of the batch's last operation."""
+        return self.first_seq + self.count - 1
+
+    def batch(self) -> Batch:
+        """Decode the batch; `msgspec.DecodeError` cannot happen behind a checksum that holds."""
+        return _decoder.decode(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a batch. `upserted` and `deleted` count what changed; `replayed` tells a retry from the first
+    time.
+    """
+
+    first_seq: int
+    last_seq: int
+    upserted: int
+    deleted: int
+    replayed: bool = False
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Batch)
+
+
+def encode_batch(time_ns: int, op_id: str, ops: Sequence[LoggedOp]) -> bytes:
+    """Encode a batch for the log."""
+    return _encoder.encode(Batch(time_ns, op_id, tuple(ops)))

@@ -1,0 +1,424 @@
+"""The rows that answers are made of, in SQLite: derived from the log, and the one judge of what is alive.
+
+A row's key is its seq: replacing an id deletes the old row and inserts one under the new seq. So within one read
+transaction `seq in records` means: alive in the state that this transaction sees, which is the state after
+`applied_seq`.
+
+Every row carries a CRC32C of what it says, checked before it is given out. One `Records` writes; any number of
+`Snapshots`, in this process or others, read.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import google_crc32c
+import numpy as np
+import xxhash
+
+from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, to_sql
+from veccluster.errors import StorageCorrupt
+from veccluster_node.storage import failpoints
+from veccluster_node.storage.distance import F32, U64
+from veccluster_node.storage.operations import Batch, Delete, Nothing, Record, Upsert, Written
+
+FORMAT = 1
+_T = TypeVar("_T")
+_KEPT_OPERATIONS = 100_000
+_CHUNK = 500
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records(
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors(seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS operations(
+    last_seq INTEGER PRIMARY KEY, op_id TEXT NOT NULL UNIQUE, first_seq INTEGER NOT NULL,
+    upserted INTEGER NOT NULL, deleted INTEGER NOT NULL, time_ns INTEGER NOT NULL);
+"""
+
+
+def record_crc(seq: int, id_: str, metadata: bytes) -> int:
+    """Checksum of a row of `records`."""
+    name = id_.encode()
+    head = seq.to_bytes(8, "little") + len(name).to_bytes(4, "little") + name
+    return int(google_crc32c.extend(google_crc32c.value(head), metadata))
+
+
+def vector_crc(seq: int, vector: bytes) -> int:
+    """Checksum of a row of `vectors`."""
+    return int(google_crc32c.extend(google_crc32c.value(seq.to_bytes(8, "little")), vector))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is stored under a seq, checked. `metadata` is JSON."""
+
+    seq: int
+    id: str
+    metadata: bytes
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a group of batches does to the stored rows: what is born, and by which seq what was there before died."""
+
+    applied_seq: int
+    born: dict[int, Upsert] = field(default_factory=dict)
+    died: dict[int, int] = field(default_factory=dict)
+    results: list[Written] = field(default_factory=list)
+
+
+def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=60.0)
+    for name, (function, arguments) in FUNCTIONS.items():
+        connection.create_function(name, arguments, function, deterministic=True)
+    connection.execute("PRAGMA mmap_size=0")
+    return connection
+
+
+@contextmanager
+def corruption_named(path: Path) -> Iterator[None]:
+    """Turn what SQLite says about a damaged file into `StorageCorrupt`."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError) and not _is_damage(error):
+            raise
+        raise StorageCorrupt(f"{path.name} is damaged: {error}") from error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """What only damage can cause: only UTF-8 and JSON is ever stored."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return True
+    return str(error).startswith(("Could not decode to UTF-8", "malformed JSON"))
+
+
+class Records:
+    """The writing side. Not thread-safe: it belongs to the thread that applies."""
+
+    def __init__(self, path: Path, *, filterable: Sequence[str] = (), check_below: int = 512 << 20) -> None:
+        """Open or create; `StorageCorrupt` when the file is damaged (checked whole when smaller than `check_below`
+        bytes).
+        """
+        self.path = path
+        with corruption_named(path):
+            self._db = _connect(path, read_only=False)
+            try:
+                self._prepare(filterable, check_below)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self, filterable: Sequence[str], check_below: int) -> None:
+        db = self._db
+        db.execute("PRAGMA page_size=8192")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint=2000")
+        db.execute("PRAGMA journal_size_limit=67108864")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > FORMAT:
+            raise StorageCorrupt(f"{self.path.name}: format {version} is newer than {FORMAT}, which this version reads")
+        if self.path.stat().st_size <= check_below:
+            problems = [text for (text,) in db.execute("PRAGMA integrity_check(5)") if text != "ok"]
+            if problems:
+                raise StorageCorrupt(f"{self.path.name} is damaged: {'; '.join(problems)}")
+        db.executescript(_SCHEMA)
+        db.execute(f"PRAGMA user_version={FORMAT}")
+        self._index(filterable)
+        self.applied_seq = self._meta("applied_seq")
+        self.epoch = self._meta("epoch")
+        self.live = self._meta("live")
+        for table in ("records", "vectors"):
+            (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+            if rows != self.live:
+                raise StorageCorrupt(f"{self.path.name} is damaged: {rows} rows in {table} where {self.live} should be")
+
+    def _index(self, filterable: Sequence[str]) -> None:
+        """Give the declared fields, and no others, their expression indexes."""
+        expressions = [e for name in filterable for e in index_expressions(name)]
+        wanted = {f"filter_{xxhash.xxh3_64_hexdigest(e.encode())}": e for e in expressions}
+        have = {
+            name
+            for (name,) in self._db.execute(
+                "SELECT name FROM sqlite_master WHERE type='index' AND name GLOB 'filter_*'"
+            )
+        }
+        for name in have - wanted.keys():
+            self._db.execute(f"DROP INDEX {name}")
+        for name in wanted.keys() - have:
+            self._db.execute(f"CREATE INDEX {name} ON records({wanted[name]})")
+
+    def _meta(self, key: str) -> int:
+        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def apply(self, records: Sequence[Record], publish: Callable[[Changes], None] = lambda _: None) -> Changes:
+        """Apply batches that follow `applied_seq`, in one transaction.
+
+        `publish` is told what will change before it can be seen by any reader. When this raises, nothing was applied.
+        """
+        batches = [(record, record.batch()) for record in records]
+        with corruption_named(self.path), self._transaction():
+            changes = self._plan(batches)
+            self._store(changes, batches)
+            publish(changes)
+            failpoints.hit("records.commit")
+        self.applied_seq, self.epoch = changes.applied_seq, records[-1].epoch
+        self.live += len(changes.born) - len(changes.died)
+        return changes
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _plan(self, batches: Sequence[tuple[Record, Batch]]) -> Changes:
+        """Work out, in order, which rows the batches make and unmake; a row replaced within the group is never
+        stored.
+        """
+        changes = Changes(applied_seq=batches[-1][0].last_seq)
+        current = self.seqs_of({op.id for _, batch in batches for op in batch.ops if isinstance(op, Upsert | Delete)})
+        for record, batch in batches:
+            upserted = deleted = 0
+            for seq, op in enumerate(batch.ops, record.first_seq):
+                if isinstance(op, Nothing):
+                    continue
+                old = current.pop(op.id, None)
+                if old is not None and changes.born.pop(old, None) is None:
+                    changes.died[old] = seq
+                if isinstance(op, Upsert):
+                    current[op.id], changes.born[seq] = seq, op
+                    upserted += 1
+                else:
+                    deleted += old is not None
+            changes.results.append(Written(record.first_seq, record.last_seq, upserted, deleted))
+        return changes
+
+    def seqs_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The seqs of those ids that are there."""
+        found: dict[str, int] = {}
+        for some in _chunks(list(ids)):
+            marks = ",".join("?" * len(some))
+            found.update(self._db.execute(f"SELECT id, seq FROM records WHERE id IN ({marks})", some))  # noqa: S608
+        return found
+
+    def _store(self, changes: Changes, batches: Sequence[tuple[Record, Batch]]) -> None:
+        many = self._db.executemany
+        gone = [(seq,) for seq in changes.died]
+        many("DELETE FROM records WHERE seq=?", gone)
+        many("DELETE FROM vectors WHERE seq=?", gone)
+        self._insert((seq, op.id, op.metadata, op.vector) for seq, op in changes.born.items())
+        many(
+            "INSERT OR IGNORE INTO operations(last_seq, op_id, first_seq, upserted, deleted, time_ns) "
+            "VALUES (?,?,?,?,?,?)",
+            [
+                (w.last_seq, batch.op_id, w.first_seq, w.upserted, w.deleted, batch.time_ns)
+                for w, (_, batch) in zip(changes.results, batches, strict=True)
+            ],
+        )
+        if changes.applied_seq // _KEPT_OPERATIONS > self.applied_seq // _KEPT_OPERATIONS:
+            self._db.execute(
+                "DELETE FROM operations WHERE last_seq <= "
+                "(SELECT last_seq FROM operations ORDER BY last_seq DESC LIMIT 1 OFFSET ?)",
+                (_KEPT_OPERATIONS,),
+            )
+        live = self.live + len(changes.born) - len(changes.died)
+        self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live)
+
+    def _insert(self, rows: Iterable[tuple[int, str, bytes, bytes]]) -> None:
+        for some in _chunks(list(rows)):
+            self._db.executemany(
+                "INSERT INTO records(seq, id, metadata, crc) VALUES (?,?,?,?)",
+                [(seq, id_, meta.decode(), record_crc(seq, id_, meta)) for seq, id_, meta, _ in some],
+            )
+            self._db.executemany(
+                "INSERT INTO vectors(seq, vector, crc) VALUES (?,?,?)",
+                [(seq, vector, vector_crc(seq, vector)) for seq, _, _, vector in some],
+            )
+
+    def _set_meta(self, **values: int) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO meta(key, value) VALUES (?,?)", list(values.items()))
+
+    def restore(self, rows: Iterable[tuple[int, str, bytes, bytes]], *, applied_seq: int, epoch: int) -> None:
+        """Fill an empty file with rows (seq, id, metadata, vector) as they were known at `applied_seq`."""
+        with self._transaction():
+            self._insert(rows)
+            failpoints.hit("records.restore")
+            (self.live,) = self._db.execute("SELECT count(*) FROM records").fetchone()
+            self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live)
+        self.applied_seq, self.epoch = applied_seq, epoch
+
+    def result_of(self, op_id: str) -> Written | None:
+        """What became of the batch with this operation id, as long as that is remembered."""
+        row = self._db.execute(
+            "SELECT first_seq, last_seq, upserted, deleted FROM operations WHERE op_id=?", (op_id,)
+        ).fetchone()
+        return Written(row[0], row[1], row[2], row[3], replayed=True) if row else None
+
+    def ids_matching(self, filter_: Filter) -> list[str]:
+        """The ids that a filter matches now."""
+        sql = to_sql(filter_)
+        with corruption_named(self.path):
+            return [i for (i,) in self._db.execute(f"SELECT id FROM records WHERE ({sql.where})", sql.params)]  # noqa: S608
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+
+class Snapshot:
+    """One state of the rows, within one read transaction; see `Snapshots.take`."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+        meta = dict(db.execute("SELECT key, value FROM meta"))
+        self.applied_seq: int = meta.get("applied_seq", 0)
+        self.epoch: int = meta.get("epoch", 0)
+        self.live: int = meta.get("live", 0)
+
+    def matching(self, filter_: Filter, limit: int = -1) -> U64:
+        """Seqs (n,) that a filter matches, ascending; when there are more than `limit`, just any `limit` of them."""
+        sql = to_sql(filter_)
+        rows = self._db.execute(f"SELECT seq FROM records WHERE ({sql.where}) LIMIT ?", (*sql.params, limit))  # noqa: S608
+        return np.sort(np.fromiter((seq for (seq,) in rows), np.uint64))
+
+    def among(self, filter_: Filter, seqs: U64) -> U64:
+        """Those of `seqs` that a filter matches, ascending."""
+        sql = to_sql(filter_)
+        query = f"SELECT seq FROM records WHERE seq IN (SELECT value FROM json_each(?)) AND ({sql.where})"  # noqa: S608
+        rows = self._db.execute(query, (json.dumps(seqs.tolist()), *sql.params))
+        return np.sort(np.fromiter((seq for (seq,) in rows), np.uint64))
+
+    def count(self, filter_: Filter | None) -> int:
+        """How many rows there are, or how many a filter matches."""
+        if filter_ is None:
+            return self.live
+        sql = to_sql(filter_)
+        (count,) = self._db.execute(f"SELECT count(*) FROM records WHERE ({sql.where})", sql.params).fetchone()  # noqa: S608
+        return int(count)
+
+    def ids(self, after: str | None, limit: int, filter_: Filter | None) -> list[str]:
+        """Ids in the order of their UTF-8 bytes, beyond `after`."""
+        terms, params = [], []
+        if after is not None:
+            terms, params = ["id > ?"], [after]
+        if filter_ is not None:
+            sql = to_sql(filter_)
+            terms.append(f"({sql.where})")
+            params.extend(sql.params)
+        where = " AND ".join(terms) or "1"
+        query = f"SELECT id FROM records WHERE {where} ORDER BY id LIMIT ?"  # noqa: S608
+        return [id_ for (id_,) in self._db.execute(query, (*params, limit))]
+
+    def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
+        """The rows under these seqs, by seq; those that are not alive are not there."""
+        return {row.seq: row for some in _chunks(seqs) for row in self._rows("seq", some)}
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, Row]:
+        """The rows of these ids, by id."""
+        return {row.id: row for some in _chunks(ids) for row in self._rows("id", some)}
+
+    def _rows(self, key: str, values: Sequence[int | str]) -> Iterator[Row]:
+        query = f"SELECT seq, id, metadata, crc FROM records WHERE {key} IN (SELECT value FROM json_each(?))"  # noqa: S608
+        if key == "id":
+            query = f"SELECT seq, id, metadata, crc FROM records WHERE id IN ({','.join('?' * len(values))})"  # noqa: S608
+        for seq, id_, text, crc in self._db.execute(query, (json.dumps(values),) if key == "seq" else values):
+            metadata = text.encode()
+            if crc != record_crc(seq, id_, metadata):
+                raise StorageCorrupt(f"{self._path.name} is damaged: the row of seq {seq} does not match its checksum")
+            yield Row(seq, id_, metadata)
+
+    def vectors(self, seqs: Sequence[int], dimension: int) -> F32:
+        """Vectors (n, dimension) of seqs that are alive, as they were given, in the order of `seqs`."""
+        blobs = {seq: blob for some in _chunks(seqs) for seq, blob in self._vectors(some)}
+        if len(blobs) != len(set(seqs)):
+            missing = next(seq for seq in seqs if seq not in blobs)
+            raise StorageCorrupt(f"{self._path.name} is damaged: the vector of seq {missing} is missing")
+        return np.frombuffer(b"".join(blobs[seq] for seq in seqs), "<f4").reshape(-1, dimension)
+
+    def _vectors(self, seqs: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        query = "SELECT seq, vector, crc FROM vectors WHERE seq IN (SELECT value FROM json_each(?))"
+        for seq, blob, crc in self._db.execute(query, (json.dumps(seqs),)):
+            if crc != vector_crc(seq, blob):
+                raise StorageCorrupt(
+                    f"{self._path.name} is damaged: the vector of seq {seq} does not match its checksum"
+                )
+            yield seq, blob
+
+    def live_seqs(self, after: int = 0, through: int = (1 << 63) - 1) -> U64:
+        """The seqs that are alive in (after, through], ascending."""
+        rows = self._db.execute("SELECT seq FROM records WHERE seq > ? AND seq <= ? ORDER BY seq", (after, through))
+        return np.fromiter((seq for (seq,) in rows), np.uint64)
+
+
+class Snapshots:
+    """Read-only connections to the rows, for any number of threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @contextmanager
+    def take(self) -> Iterator[Snapshot]:
+        """See one state for as long as the context lasts."""
+        with self._lock:
+            db = self._idle.pop() if self._idle else None
+        with corruption_named(self._path):
+            db = db or _connect(self._path, read_only=True)
+            try:
+                db.execute("BEGIN")
+                yield Snapshot(db, self._path)
+            finally:
+                self._give_back(db)
+
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        try:
+            db.execute("ROLLBACK")
+        except sqlite3.Error:
+            db.close()
+            return
+        with self._lock:
+            if not self._closed:
+                self._idle.append(db)
+                return
+        db.close()
+
+    def close(self) -> None:
+        """Close the idle connections now, and the busy ones when they come back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for db in idle:
+            db.close()
+
+
+def make_durable(path: Path) -> None:
+    """Put everything that was applied so far on the disk: a checkpoint syncs SQLite's own log first."""
+    with corruption_named(path), closing(_connect(path, read_only=False)) as db:
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for i in range(0, len(values), _CHUNK):
+        yield values[i : i + _CHUNK]

@@ -1,0 +1,246 @@
+"""Open what a crash, or a tired disk, left of a shard: never a wrong answer, and as much as the files can give.
+
+The log is the truth; rows are its derivative, and generations are derivatives of the rows. So a damaged generation
+is made anew from the rows (and searched exactly from memory meanwhile), damaged rows from generations and log, and a
+damaged log leaves the shard as it is: read-only, with an alarm. Whatever was not as it should be is said in `issues`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from veccluster.errors import StorageCorrupt, VecClusterError
+from veccluster_node.storage import generations
+from veccluster_node.storage.distance import U64
+from veccluster_node.storage.feed import LocalFeed, Slot
+from veccluster_node.storage.files import sync_directory
+from veccluster_node.storage.generations import Generation, Shelf
+from veccluster_node.storage.log import Log
+from veccluster_node.storage.operations import Record
+from veccluster_node.storage.records import Records, Snapshot, Snapshots, make_durable
+from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.view import ALIVE, Segment, Tail, segment_of
+from veccluster_node.storage.writer import SUSPECT
+
+ROWS = "records.sqlite"
+_GROUP = 4096
+"""Operations replayed in one transaction, about."""
+_READ = 4096
+"""Vectors read from the rows at once."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Recovered:
+    """An opened shard. `failure` means that it is read-only."""
+
+    log: Log
+    records: Records
+    shelf: Shelf
+    feed: LocalFeed
+    issues: list[str] = field(default_factory=list)
+    failure: VecClusterError | None = None
+
+
+class Recovery:
+    """Opens one shard; use `recover`."""
+
+    def __init__(self, path: Path, spec: ReplicaSpec, settings: StorageSettings) -> None:
+        self.path = path
+        self.spec = spec
+        self.settings = settings
+        self.issues: list[str] = []
+        self.failure: VecClusterError | None = None
+
+    def run(self) -> Recovered:
+        """Open log, rows, generations, in this order, and make them agree."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shelf = self._open_shelf()
+        log = self._open_log()
+        records = self._open_records(log, shelf)
+        try:
+            self._replay(log, records)
+            feed = self._open_feed(records, shelf)
+        except BaseException:
+            records.close()
+            log.close()
+            raise
+        shelf.clean()
+        return Recovered(log, records, shelf, feed, self.issues, self.failure)
+
+    def _tell(self, event: str, sentence: str) -> None:
+        self.issues.append(f"Shard {self.spec.shard}: {sentence}")
+        _log.warning(event, shard=str(self.spec.shard), detail=sentence)
+
+    def _fail(self, event: str, sentence: str) -> None:
+        """Go on read-only."""
+        self._tell(event, sentence)
+        self.failure = self.failure or StorageCorrupt(f"shard {self.spec.shard} is read-only: {sentence}")
+
+    # -- log
+
+    def _open_log(self) -> Log:
+        path = self.path / "log"
+        anything_else = (self.path / ROWS).exists() or (self.path / "CURRENT").exists()
+        fresh = not any(path.glob("*.log"))
+        log = Log.open(path, segment_size=min(self.settings.segment_size, max(1, self.settings.max_wal_size // 8)))
+        if log.torn:
+            self._tell("log_torn", log.torn)
+        if log.damage:
+            self._fail("log_damaged", f"the log is damaged: {log.damage}")
+        elif fresh and anything_else:
+            self._fail("log_missing", "the log is missing")
+            log.damage = "it is missing"
+        return log
+
+    def _replay(self, log: Log, records: Records) -> None:
+        """Apply what the log holds beyond the rows."""
+        for group in _groups(log.read(records.applied_seq)):
+            if group[0].first_seq != records.applied_seq + 1:
+                self._fail("log_gap", f"operations {records.applied_seq + 1} to {group[0].first_seq - 1} are missing")
+                return
+            records.apply(group)
+        if log.last_seq < records.applied_seq and not log.damage:
+            self._tell(
+                "log_behind",
+                f"the log ends at seq {log.last_seq}, but the rows hold everything up to {records.applied_seq}: "
+                "it goes on from there",
+            )
+            log.roll(start=records.applied_seq + 1)
+
+    # -- rows
+
+    def _open_records(self, log: Log, shelf: Shelf) -> Records:
+        path, suspect = self.path / ROWS, self.path / SUSPECT
+        why = "a checksum in it did not hold" if suspect.exists() else None
+        if why is None and not path.exists() and (log.first_seq > 1 or shelf.current.generations):
+            why = "it is missing"
+        if why is None:
+            try:
+                return Records(path, filterable=self.spec.filterable)
+            except StorageCorrupt as error:
+                if "is newer than" in error.detail:
+                    raise
+                why = error.detail
+        suspect.touch()
+        sync_directory(self.path)
+        records = self._rebuild_records(path, log, shelf, why)
+        make_durable(path)
+        suspect.unlink()
+        return records
+
+    def _rebuild_records(self, path: Path, log: Log, shelf: Shelf, why: str) -> Records:
+        """Make the rows from the newest list of generations that is whole; the log behind it is replayed later."""
+        for file in self.path.glob(f"{ROWS}*"):
+            file.replace(file.with_name(f"damaged-{file.name}"))
+        records = Records(path, filterable=self.spec.filterable)
+        for names in (shelf.current.generations, shelf.current.previous, ()):
+            whole = self._open_whole(shelf, names)
+            if whole is None:
+                continue
+            through = whole[-1].manifest.through if whole else 0
+            if through + 1 < log.first_seq:
+                continue
+            epoch = whole[-1].manifest.epoch if whole else 0
+            records.restore(_living_rows(whole), applied_seq=through, epoch=epoch)
+            self._tell("records_rebuilt", f"the rows were made anew from generations and log, since {path.name}: {why}")
+            floor = max((g.manifest.floor for g in whole), default=0)
+            if log.last_seq < floor:
+                self._fail("records_incomplete", f"operations {log.last_seq + 1} to {floor} are missing: {why}")
+            return records
+        self._fail("records_lost", f"{why}, and neither generations nor log hold everything before seq {log.first_seq}")
+        return records
+
+    def _open_whole(self, shelf: Shelf, names: Sequence[str]) -> list[Generation] | None:
+        try:
+            return [self._open(shelf, name) for name in names]
+        except StorageCorrupt:
+            return None
+
+    # -- generations and tail
+
+    def _open_shelf(self) -> Shelf:
+        try:
+            return Shelf(self.path)
+        except StorageCorrupt as error:
+            if "is newer than" in error.detail:
+                raise
+            (self.path / "CURRENT").replace(self.path / "damaged-CURRENT")
+            shelf = Shelf(self.path)
+            shelf.switch(shelf.rebuilt_from_directories().generations)
+            self._tell("current_rebuilt", f"{error.detail}; the list of generations was made anew from what is there")
+            return shelf
+
+    def _open(self, shelf: Shelf, name: str) -> Generation:
+        generation = generations.open_generation(shelf.path / name, handles=self.settings.search_handles)
+        manifest = generation.manifest
+        if (manifest.dimension, manifest.metric) != (self.spec.dimension, self.spec.metric):
+            raise StorageCorrupt(f"generation {name} is of {manifest.dimension} dimensions under {manifest.metric}")
+        return generation
+
+    def _open_feed(self, records: Records, shelf: Shelf) -> LocalFeed:
+        snapshots = Snapshots(self.path / ROWS)
+        try:
+            with snapshots.take() as snapshot:
+                slots = [self._open_slot(shelf, name, snapshot) for name in shelf.current.generations]
+                tail = Tail(self.spec.dimension, slots[-1].through if slots else 0)
+                for segment in self._segments(snapshot, snapshot.live_seqs(tail.after)):
+                    tail.append(segment.seqs.tolist(), segment.vectors)
+        finally:
+            snapshots.close()
+        return LocalFeed(slots, tail, floor=records.applied_seq, dimension=self.spec.dimension)
+
+    def _open_slot(self, shelf: Shelf, name: str, snapshot: Snapshot) -> Slot:
+        after, through = generations.range_of(name)
+        living = snapshot.live_seqs(after, through)
+        try:
+            segment = self._open(shelf, name).segment
+            rows, here = segment.find(living)
+            if not here.all():
+                raise StorageCorrupt(f"generation {name} lacks {np.count_nonzero(~here)} vectors")  # noqa: TRY301
+            segment.died[:] = 0
+            segment.died[rows] = ALIVE
+            return Slot(name, after, through, segment)
+        except StorageCorrupt as error:
+            if "is newer than" in error.detail:
+                raise
+            self._tell("generation_damaged", f"{error.detail}; it is being rebuilt from the rows")
+            shelf.set_aside(name)
+        return Slot(name, after, through, self._resident(snapshot, living), damaged=True)
+
+    def _resident(self, snapshot: Snapshot, living: U64) -> Segment:
+        parts = list(self._segments(snapshot, living))
+        vectors = [p.vectors for p in parts] or [np.zeros((0, self.spec.dimension), np.float32)]
+        return segment_of(living, np.concatenate(vectors))
+
+    def _segments(self, snapshot: Snapshot, seqs: U64) -> Iterator[Segment]:
+        for i in range(0, len(seqs), _READ):
+            some = seqs[i : i + _READ]
+            yield segment_of(some, snapshot.vectors(some.tolist(), self.spec.dimension))
+
+
+def recover(path: Path, spec: ReplicaSpec, settings: StorageSettings) -> Recovered:
+    """Open the shard in directory `path`, or make an empty one."""
+    return Recovery(path, spec, settings).run()
+
+
+def _living_rows(whole: Sequence[Generation]) -> Iterator[tuple[int, str, bytes, bytes]]:
+    """The rows of a list of generations that were alive when the newest was built."""
+    dead = set(np.concatenate([np.zeros(0, np.uint64), *(generations.dead_seqs(g.path) for g in whole)]).tolist())
+    return (row for row in chain.from_iterable(map(generations.stored_rows, whole)) if row[0] not in dead)
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    for record in records:
+        if group and (record.first_seq != group[-1].last_seq + 1 or record.first_seq - group[0].first_seq > _GROUP):
+            yield group
+            group = []
+        group.append(record)
+    if group:
+        yield group

@@ -1,0 +1,207 @@
+"""One replica of one shard: the whole of storage as the node sees it."""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+from veccluster.decisions.filters import Filter
+from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster_node.storage.builder import Builder
+from veccluster_node.storage.files import tree_size
+from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
+from veccluster_node.storage.recovery import ROWS, Recovered, recover
+from veccluster_node.storage.search import Hit, Query, Reader, Results, Stored
+from veccluster_node.storage.settings import ReplicaSpec, ReplicaStats, StorageSettings
+from veccluster_node.storage.writer import Writer
+
+__all__ = [
+    "Delete",
+    "DeleteWhere",
+    "Hit",
+    "Op",
+    "Query",
+    "Replica",
+    "ReplicaSpec",
+    "ReplicaStats",
+    "Results",
+    "StorageSettings",
+    "Stored",
+    "Upsert",
+    "Written",
+]
+
+
+class Replica:
+    """Use `Replica.open`. Every method may be called from any thread; all but `write` block."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ReplicaSpec,
+        settings: StorageSettings,
+        recovered: Recovered,
+        builds: threading.Semaphore,
+        lock: int,
+    ) -> None:
+        self.path = path
+        self.spec = spec
+        self._lock = lock
+        self._recovered = recovered
+        self._limits = settings.limits
+        parts = (recovered.log, recovered.records, recovered.feed)
+        self._writer = Writer(path, spec, settings, parts, failure=recovered.failure, applied=self._applied)
+        self._reader = Reader(
+            path / ROWS,
+            recovered.feed,
+            dimension=spec.dimension,
+            metric=spec.metric,
+            index=spec.index,
+            scan_rows=settings.scan_rows,
+        )
+        self._builder = Builder(path, spec, settings, self._writer, recovered.shelf, builds)
+
+    @classmethod
+    def open(
+        cls, path: Path, spec: ReplicaSpec, settings: StorageSettings | None = None, *, builds: threading.Semaphore
+    ) -> "Replica":
+        """Open the shard in directory `path` after whatever happened to it, or make an empty one.
+
+        `Unavailable` when it is open already; `StorageCorrupt` when a newer version wrote it. Any other damage opens
+        it, healed or read-only, with `stats().issues` saying what was found. `builds` bounds the index builds of the
+        process.
+        """
+        settings = settings or StorageSettings()
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            _lock(lock, settings.lock_timeout)
+            return cls(path, spec, settings, recover(path, spec, settings), builds, lock)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @property
+    def applied_seq(self) -> int:
+        """The state that reads see, at least."""
+        return self._writer.records.applied_seq
+
+    @property
+    def live(self) -> int:
+        """How many vectors there are."""
+        return self._recovered.records.live
+
+    @property
+    def failure(self) -> VecClusterError | None:
+        """Why it takes no more writes although it did when it was opened; opening it again may mend that."""
+        return None if self._recovered.failure else self._writer.failure
+
+    @property
+    def issues(self) -> tuple[str, ...]:
+        """What a person should know, in sentences, each once."""
+        return self._issues()
+
+    def write(self, ops: Sequence[Op] | DeleteWhere, *, epoch: int, op_id: str, time_ns: int) -> Future[Written]:
+        """Queue a batch; the future resolves when it is durable and visible to every later read.
+
+        All or nothing. The same `op_id` again gives the first result and does nothing. Errors of the future:
+        `InvalidRequest` (a vector that cannot be stored), `InsufficientStorage`, `Unavailable` (an old epoch, a
+        sealed log): nothing was stored; `StorageCorrupt`: the shard is read-only; `OutcomeUnknown`: it may show when
+        the shard is opened again.
+        """
+        return self._writer.write(ops, epoch=epoch, op_id=op_id, time_ns=time_ns)
+
+    def search(self, query: Query) -> Results:
+        """The k nearest of each query vector, all from one state, which the results name."""
+        with self._noticing_damage():
+            return self._reader.search(query)
+
+    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+        """What is stored under each id, all from one state; None for what is not there."""
+        with self._noticing_damage():
+            return self._reader.get(ids)
+
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None) -> list[str]:
+        """At most `limit` ids beyond `after`, in the order of their UTF-8 bytes."""
+        with self._noticing_damage():
+            return self._reader.list_ids(after, limit, filter_)
+
+    def count(self, filter_: Filter | None = None) -> int:
+        """How many vectors there are, or how many a filter matches."""
+        with self._noticing_damage():
+            return self._reader.count(filter_)
+
+    @contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        """A row that cannot be right ends writing, and opening the shard again heals it; other reads go on."""
+        try:
+            yield
+        except StorageCorrupt as error:
+            self._writer.poison(error)
+            raise
+
+    def build(self, timeout: float | None = None) -> bool:
+        """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
+        done = self._builder.force().wait(timeout)
+        return done and self._writer.failure is None and self._builder.problem is None
+
+    def stats(self) -> ReplicaStats:
+        """How it fares."""
+        feed, log, records = self._recovered.feed, self._recovered.log, self._recovered.records
+        dead = feed.tail_dead + sum(slot.dead for slot in feed.slots)
+        return ReplicaStats(
+            live=records.live,
+            dead=dead,
+            tail=len(feed.tail),
+            generations=len(feed.slots),
+            applied_seq=records.applied_seq,
+            durable_seq=log.durable_seq,
+            log_bytes=log.size,
+            disk_bytes=tree_size(self.path),
+            memory_bytes=feed.memory(),
+            building=self._builder.building,
+            issues=self._issues(),
+        )
+
+    def _issues(self) -> tuple[str, ...]:
+        """What a person should know, each once; what was rebuilt since is no longer one."""
+        damaged = any(slot.damaged for slot in self._recovered.feed.slots)
+        said = [i for i in self._recovered.issues if damaged or "is being rebuilt" not in i]
+        if self._builder.problem:
+            said.append(self._builder.problem)
+        if self._writer.failure and not self._recovered.failure:
+            said.append(f"Shard {self.spec.shard} takes no writes: {self._writer.failure.detail}.")
+        return tuple(dict.fromkeys(said))
+
+    def _applied(self) -> None:
+        feed, limits = self._recovered.feed, self._limits
+        if len(feed.tail) > limits.tail_rows or self._recovered.log.size > limits.log_bytes:
+            self._builder.look()
+
+    def close(self) -> None:
+        """Finish what is queued, give up what is being built, and let go of every file."""
+        self._builder.close()
+        self._writer.close()
+        self._reader.close()
+        self._recovered.records.close()
+        self._recovered.log.close()
+        os.close(self._lock)
+
+
+def _lock(fd: int, timeout: float) -> None:
+    """Lock an opened file, or raise BlockingIOError; a process that was just killed may take a moment to let go."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)

@@ -1,0 +1,428 @@
+"""Answer queries from one state of a shard: graphs propose, scans are exact, raw vectors decide.
+
+A search takes a read transaction (state S), then the published view, and from then on sees exactly S: a vector
+counts when it was born at or before S and died, if at all, after it. Every candidate's distance is computed from its
+raw vector by `distance.exact`; results come by distance, then id.
+
+With a filter: the graph is asked for more and more and SQL says which of the proposed match, unless so few rows
+match at all (or the graph would have to propose so many) that looking at all the matching ones is cheaper, which is
+exact.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from veccluster.decisions.filters import Filter
+from veccluster.errors import StorageCorrupt
+from veccluster.model.state import IndexParameters, Metric
+from veccluster_node.storage.calibration import candidates, reach, with_ghosts
+from veccluster_node.storage.distance import F32, F64, I64, U64, Mask, coarse, exact, lengths, slack
+from veccluster_node.storage.graph import Graph
+from veccluster_node.storage.records import Row, Snapshot, Snapshots
+from veccluster_node.storage.view import Feed, SearchView, Segment
+
+_BLOCK_BYTES = 16 << 20
+"""Memory that one block of a scan may take for its distances or gathered vectors."""
+_BREADTH = 2
+"""With a filter, proposals asked of a graph for each that counts: the farther half of its answer is less complete."""
+_FIRST_FETCH = 128
+_GROWTH = 4
+_SCAN_FROM = 16
+"""A graph that must keep more than one candidate for this many of its vectors is slower than looking at all."""
+_SPARSE = 0.5
+"""With fewer alive than this, a scan picks the living rows instead of passing over the dead."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What is asked: the `k` nearest of each of `vectors` (n, dimension), finite and of the right dimension.
+
+    `ef` is how many candidates a graph keeps while it searches (None: the collection's); `exact` looks at every vector.
+    """
+
+    vectors: F32
+    k: int
+    filter: Filter | None = None
+    ef: int | None = None
+    exact: bool = False
+    with_metadata: bool = True
+    with_vector: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """One result. `metadata` is JSON; `vector` (dimension,) is as it was given. None where it was not asked for."""
+
+    id: str
+    distance: float
+    metadata: bytes | None = None
+    vector: F32 | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """What is kept under an id."""
+
+    id: str
+    vector: F32
+    metadata: bytes
+
+
+class Results(list[list[Hit]]):
+    """A list of hits for each query, in order, as of the state after `applied_seq`."""
+
+    def __init__(self, hits: Sequence[list[Hit]], applied_seq: int, epoch: int) -> None:
+        super().__init__(hits)
+        self.applied_seq = applied_seq
+        self.epoch = epoch
+
+
+@dataclass(slots=True, eq=False)
+class _Candidates:
+    """What was found for one query: seqs and exact distances, and where the vectors are."""
+
+    seqs: list[U64] = field(default_factory=list)
+    distances: list[F64] = field(default_factory=list)
+
+    def add(self, seqs: U64, distances: F64) -> None:
+        self.seqs.append(seqs)
+        self.distances.append(distances)
+
+    def best(self, k: int) -> tuple[U64, F64]:
+        """The k nearest, and whatever is as far as the last of them, by distance."""
+        if not self.seqs:
+            return np.zeros(0, np.uint64), np.zeros(0)
+        seqs, distances = np.concatenate(self.seqs), np.concatenate(self.distances)
+        if len(seqs) > k:
+            near = distances <= np.partition(distances, k - 1)[k - 1]
+            seqs, distances = seqs[near], distances[near]
+        order = np.argsort(distances, kind="stable")
+        return seqs[order], distances[order]
+
+
+class _Remembered:
+    """Which seqs matched recent filters, each in one state: asking again while nothing is written costs no SQL."""
+
+    def __init__(self, *, entries: int = 64, largest: int) -> None:
+        """Remember the newest `entries` answers of at most `largest` seqs."""
+        self._entries = entries
+        self._largest = largest
+        self._found: OrderedDict[tuple[str, int, int], U64] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matching(self, snapshot: Snapshot, filter_: Filter, limit: int) -> U64:
+        """As `Snapshot.matching`."""
+        key = (repr(filter_), snapshot.applied_seq, limit)  # equal filters may differ: in Python 1 == 1.0 == True
+        with self._lock:
+            if (found := self._found.get(key)) is not None:
+                self._found.move_to_end(key)
+                return found
+        found = snapshot.matching(filter_, limit)
+        if len(found) > self._largest:
+            return found
+        with self._lock:
+            self._found[key] = found
+            while len(self._found) > self._entries:
+                self._found.popitem(last=False)
+        return found
+
+
+class _Found(Protocol):
+    """Is told of rows of a segment, and how far each is from a query."""
+
+    def __call__(self, segment: Segment, query: int, rows: I64, distances: F64, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Proposal:
+    """Living vectors of one segment for one query: all that are nearer than `horizon`, and perhaps more."""
+
+    seqs: U64
+    distances: F64
+    horizon: float
+
+
+class Reader:
+    """Searches and reads one shard, from any thread; all it knows of the writer is what the feed and the file say."""
+
+    def __init__(
+        self,
+        records: Path,
+        feed: Feed,
+        *,
+        dimension: int,
+        metric: Metric,
+        index: IndexParameters,
+        scan_rows: int = 20_000,
+    ) -> None:
+        """`scan_rows`: up to how many matching rows a filtered search rather looks at than walks a graph."""
+        self._snapshots = Snapshots(records)
+        self._feed = feed
+        self._dimension = dimension
+        self.metric = metric
+        self.index = index
+        self.scan_rows = scan_rows
+        self.remembered = _Remembered(largest=scan_rows + 1)
+
+    def search(self, query: Query) -> Results:
+        """Answer every query vector from one state."""
+        with self._state() as (snapshot, view):
+            return _Search(snapshot, view, query, self).run()
+
+    @contextmanager
+    def _state(self) -> Iterator[tuple[Snapshot, SearchView]]:
+        """A transaction, and a view that holds all that is alive in it."""
+        while True:
+            with self._snapshots.take() as snapshot:
+                view = self._feed.view()
+                if view.floor <= snapshot.applied_seq:
+                    yield snapshot, view
+                    return
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """One state of the rows alone."""
+        with self._snapshots.take() as snapshot:
+            yield snapshot
+
+    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+        """What is stored under each id, all as of one state; None for what is not there."""
+        with self.snapshot() as snapshot:
+            rows = snapshot.rows_of(ids)
+            found = list(rows.values())
+            vectors = snapshot.vectors([r.seq for r in found], self._dimension)
+            stored = {r.id: Stored(r.id, v, r.metadata) for r, v in zip(found, vectors, strict=True)}
+            return [stored.get(i) for i in ids]
+
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None) -> list[str]:
+        """Ids in the order of their UTF-8 bytes, beyond `after`."""
+        with self.snapshot() as snapshot:
+            return snapshot.ids(after, limit, filter_)
+
+    def count(self, filter_: Filter | None) -> int:
+        """How many vectors there are, or how many a filter matches."""
+        with self.snapshot() as snapshot:
+            return snapshot.count(filter_)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._snapshots.close()
+
+
+class _Search:
+    """One search in one state."""
+
+    def __init__(self, snapshot: Snapshot, view: SearchView, query: Query, reader: Reader) -> None:
+        self.snapshot = snapshot
+        self.view = view
+        self.query = query
+        self.metric = reader.metric
+        self.index = reader.index
+        self.scan_rows = reader.scan_rows
+        self.remembered = reader.remembered
+        self.at = snapshot.applied_seq
+        self.vectors = np.ascontiguousarray(query.vectors, np.float32)
+        self.lengths = lengths(self.vectors)
+        self.found = [_Candidates() for _ in self.vectors]
+
+    def run(self) -> Results:
+        if self.query.filter is None:
+            self._unfiltered()
+        else:
+            self._filtered(self.query.filter)
+        return Results(self._answers(), self.at, self.snapshot.epoch)
+
+    def _unfiltered(self) -> None:
+        queries = np.arange(len(self.vectors))
+        for segment in self.view.segments:
+            if self.query.exact or segment.graph is None:
+                self._scan(segment, queries, self._add, k=self.query.k)
+            else:
+                self._walk(segment, segment.graph, queries)
+
+    def _add(self, segment: Segment, query: int, rows: I64, distances: F64) -> None:
+        self.found[query].add(segment.seqs[rows], distances)
+
+    # -- graphs
+
+    def _walk(self, segment: Segment, graph: Graph, queries: I64) -> None:
+        """Ask a graph for candidates of each query; ask for more where too many were dead."""
+        wanted = candidates(self.query.k, self.index.precision)
+        fetch = with_ghosts(wanted, 1 - len(segment) / graph.entries)
+        while len(queries):
+            if fetch * 4 > graph.entries or self._scan_is_cheaper(graph, fetch):
+                return self._scan(segment, queries, self._add, k=self.query.k)
+            short = []
+            for query, rows in self._proposed(segment, graph, queries, fetch):
+                if len(rows) < wanted:
+                    short.append(query)
+                else:
+                    self._add(segment, query, rows, self._distances(segment, query, rows))
+            queries = np.array(short, np.int64)
+            fetch *= 2
+        return None
+
+    def _reach(self, graph: Graph, fetch: int) -> tuple[int, int]:
+        """As `calibration.reach`; a query's own `ef` means what it says."""
+        if self.query.ef:
+            return reach(fetch, self.query.ef, self.index.precision, 1.0)
+        return reach(fetch, self.index.ef_search, self.index.precision, graph.breadth)
+
+    def _scan_is_cheaper(self, graph: Graph, fetch: int) -> bool:
+        """Whether the graph needs so much breadth that looking at all of it is as fast, and exact."""
+        return not self.query.ef and graph.breadth > 1 and self._reach(graph, fetch)[1] * _SCAN_FROM > graph.entries
+
+    def _proposed(self, segment: Segment, graph: Graph, queries: I64, fetch: int) -> Iterator[tuple[int, I64]]:
+        """For each query the living rows among what the graph proposes, nearest first, roughly."""
+        asked, ef = self._reach(graph, fetch)
+        keys, counts = graph.search(self.vectors[queries], self.lengths[queries], asked, ef)
+        for query, some, count in zip(queries.tolist(), keys, np.broadcast_to(counts, len(queries)), strict=True):
+            seqs = some[:count]
+            rows, here = segment.find(seqs)
+            yield query, rows[here & (segment.died[rows] > np.uint64(self.at)) & (seqs <= np.uint64(self.at))]
+
+    def _distances(self, segment: Segment, query: int, rows: I64) -> F64:
+        return exact(self.metric, self.vectors[query], segment.vectors[rows])
+
+    # -- scans
+
+    def _scan(self, segment: Segment, queries: I64, found: _Found, *, k: int, rows: I64 | None = None) -> None:
+        """Look at every living vector of a segment, or at `rows` of it; tell `found` the k nearest of each block, or
+        more.
+        """
+        alive = segment.alive(self.at)
+        if rows is None and np.count_nonzero(alive) < _SPARSE * len(alive):
+            rows = np.flatnonzero(alive)
+        elif rows is not None:
+            rows = rows[alive[rows]]
+        width = _BLOCK_BYTES // 4 // max(len(queries), 1 if rows is None else self.vectors.shape[1])
+        for start in range(0, len(segment) if rows is None else len(rows), max(64, width)):
+            stop = start + max(64, width)
+            if rows is None:
+                self._scan_block(segment, queries, found, k, slice(start, stop), ~alive[start:stop])
+            else:
+                self._scan_block(segment, queries, found, k, rows[start:stop], None)
+
+    def _scan_block(
+        self, segment: Segment, queries: I64, found: _Found, k: int, block: slice | I64, dead: Mask | None
+    ) -> None:
+        vectors = segment.vectors[block]
+        distances = coarse(self.metric, self.vectors[queries], self.lengths[queries], vectors, segment.lengths[block])
+        if dead is not None and dead.any():
+            distances[:, dead] = np.inf
+        for query, row in zip(queries.tolist(), distances, strict=True):
+            limit = float(np.finfo(np.float32).max)
+            if len(row) > k:
+                margin = 2 * slack(self.metric, vectors.shape[1], float(self.lengths[query]), segment.longest)
+                limit = min(limit, float(np.partition(row, k - 1)[k - 1]) + margin)
+            near = np.flatnonzero(row <= limit)
+            rows = near + block.start if isinstance(block, slice) else block[near]
+            found(segment, query, rows, exact(self.metric, self.vectors[query], vectors[near]))
+
+    # -- filters
+
+    def _filtered(self, filter_: Filter) -> None:
+        queries = np.arange(len(self.vectors))
+        if not any(s.graph for s in self.view.segments) or self.query.exact:
+            return self._scan_seqs(self._matching(filter_), queries)
+        fetch = max(_FIRST_FETCH, 4 * self.query.k)
+        if not len(queries := self._sift(filter_, queries, fetch)):
+            return None
+        matching = self._matching(filter_, self.scan_rows + 1)
+        if len(matching) > self.scan_rows:
+            if not len(queries := self._sift_deeper(filter_, queries, fetch * _GROWTH)):
+                return None
+            matching = self._matching(filter_)
+        return self._scan_seqs(matching, queries)
+
+    def _matching(self, filter_: Filter, limit: int = -1) -> U64:
+        return self.remembered.matching(self.snapshot, filter_, limit)
+
+    def _scan_seqs(self, seqs: U64, queries: I64) -> None:
+        for segment in self.view.segments:
+            rows, here = segment.find(seqs)
+            self._scan(segment, queries, self._add, k=self.query.k, rows=rows[here])
+
+    def _sift_deeper(self, filter_: Filter, queries: I64, fetch: int) -> I64:
+        """Take ever more proposals until looking at all that match would be cheaper; returns the unanswered queries."""
+        total = sum(len(s) for s in self.view.segments)
+        while len(queries) and fetch * 16 < total:
+            queries = self._sift(filter_, queries, fetch)
+            fetch *= _GROWTH
+        return queries
+
+    def _sift(self, filter_: Filter, queries: I64, fetch: int) -> I64:
+        """Answer from the matching ones among the nearest `fetch` of each segment; returns the unanswered queries.
+
+        A segment's proposals are all that is nearer than the farthest of them, its horizon. So a query is answered
+        when k of the matching ones are nearer than every segment's horizon, however the filter and the query are
+        related.
+        """
+        proposals: list[list[_Proposal]] = [[] for _ in self.vectors]
+        for segment in self.view.segments:
+            self._propose(segment, queries, fetch, proposals)
+        everything = [np.zeros(0, np.uint64), *(p.seqs for parts in proposals for p in parts)]
+        matching = self.snapshot.among(filter_, np.unique(np.concatenate(everything)))
+        short = []
+        for query in queries.tolist():
+            sifted = [(p, np.isin(p.seqs, matching)) for p in proposals[query]]
+            distances = np.concatenate([np.zeros(0), *(p.distances[m] for p, m in sifted)])
+            horizon = min((p.horizon for p, _ in sifted), default=np.inf)
+            if np.count_nonzero(distances <= horizon) < self.query.k and horizon < np.inf:
+                short.append(query)
+                continue
+            for p, m in sifted:
+                self.found[query].add(p.seqs[m], p.distances[m])
+        return np.array(short, np.int64)
+
+    def _propose(self, segment: Segment, queries: I64, fetch: int, proposals: list[list[_Proposal]]) -> None:
+        def block(segment: Segment, query: int, rows: I64, distances: F64) -> None:
+            horizon = _nth(distances, fetch) if len(distances) >= fetch else np.inf
+            proposals[query].append(_Proposal(segment.seqs[rows], distances, horizon))
+
+        if segment.graph is None or fetch * 8 > len(segment) or self._scan_is_cheaper(segment.graph, fetch * _BREADTH):
+            return self._scan(segment, queries, block, k=fetch)
+        for query, rows in self._proposed(segment, segment.graph, queries, fetch * _BREADTH):
+            distances = self._distances(segment, query, rows)
+            horizon = _nth(distances, min(fetch, len(rows))) if len(rows) else -np.inf
+            proposals[query].append(_Proposal(segment.seqs[rows], distances, horizon))
+        return None
+
+    # -- answers
+
+    def _answers(self) -> list[list[Hit]]:
+        best = [candidates.best(self.query.k) for candidates in self.found]
+        wanted = {int(seq) for seqs, _ in best for seq in seqs}
+        rows = self.snapshot.rows(list(wanted))
+        if len(rows) != len(wanted):
+            missing = min(wanted - rows.keys())
+            raise StorageCorrupt(f"the row of seq {missing} is missing, although nothing ended it")
+        return [self._hits(seqs, distances, rows) for seqs, distances in best]
+
+    def _hits(self, seqs: U64, distances: F64, rows: dict[int, Row]) -> list[Hit]:
+        ranked = sorted(
+            zip(distances.tolist(), (rows[s] for s in seqs.tolist()), strict=True), key=_by_distance_then_id
+        )
+        ranked = ranked[: self.query.k]
+        vectors: Sequence[F32 | None] = [None] * len(ranked)
+        if self.query.with_vector:
+            vectors = list(self.snapshot.vectors([r.seq for _, r in ranked], self.vectors.shape[1]))
+        return [
+            Hit(row.id, distance, row.metadata if self.query.with_metadata else None, vector)
+            for (distance, row), vector in zip(ranked, vectors, strict=True)
+        ]
+
+
+def _by_distance_then_id(item: tuple[float, Row]) -> tuple[float, bytes]:
+    return item[0], item[1].id.encode()
+
+
+def _nth(distances: F64, n: int) -> float:
+    return float(np.partition(distances, n - 1)[n - 1])

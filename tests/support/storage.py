@@ -1,0 +1,111 @@
+"""What tests of storage share: small replicas, vectors with structure, and truth by full scan in float64."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from veccluster.decisions.generations import GenerationLimits
+from veccluster.model.state import IndexParameters, Metric, ShardId
+from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
+from veccluster_node.storage.replica import Query, Replica, ReplicaSpec, StorageSettings
+
+SMALL = StorageSettings(
+    segment_size=1 << 16,
+    reserve=1 << 12,
+    build_retry=0.05,
+    limits=GenerationLimits(tail_rows=10**9, tail_seconds=1e9, graph_rows=10**9),
+)
+"""Nothing is built unless a test asks for it, and then without a graph."""
+GRAPHS = replace(SMALL, limits=replace(SMALL.limits, graph_rows=1))
+"""As SMALL, but whatever is built has a graph."""
+
+_op_ids = count()
+
+
+def spec(dimension: int = 8, metric: Metric = Metric.l2, **more: object) -> ReplicaSpec:
+    """A shard's description."""
+    return ReplicaSpec(ShardId("c0ffee", 0), dimension, metric, **more)  # type: ignore[arg-type]
+
+
+def exact_parameters(**more: object) -> IndexParameters:
+    """Parameters with which a small graph finds everything."""
+    return IndexParameters(m=32, ef_construction=200, ef_search=200, **more)  # type: ignore[arg-type]
+
+
+@contextmanager
+def opened(path: Path, of: ReplicaSpec | None = None, settings: StorageSettings = SMALL) -> Iterator[Replica]:
+    """An open replica."""
+    replica = Replica.open(path, of or spec(), settings, builds=threading.Semaphore(1))
+    try:
+        yield replica
+    finally:
+        replica.close()
+
+
+def upsert(id_: str, vector: Sequence[float] | np.ndarray, **metadata: object) -> Upsert:
+    """An upsert as the node makes it."""
+    return Upsert(id_, np.asarray(vector, "<f4").tobytes(), json.dumps(metadata).encode())
+
+
+def write(replica: Replica, ops: Sequence[Op] | DeleteWhere, op_id: str | None = None, epoch: int = 1) -> Written:
+    """Write and wait."""
+    name = op_id or f"op-{next(_op_ids)}"
+    return replica.write(ops, epoch=epoch, op_id=name, time_ns=1).result(30)
+
+
+def delete(replica: Replica, *ids: str) -> Written:
+    """Delete and wait."""
+    return write(replica, [Delete(i) for i in ids])
+
+
+def clustered(n: int, dimension: int, seed: int = 0, *, stretched: bool = False) -> np.ndarray:
+    """Vectors (n, dimension) around a few dozen centres; `stretched` gives them lengths that vary tenfold."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, dimension))
+    vectors = centres[rng.integers(0, 40, n)] + 0.6 * rng.standard_normal((n, dimension))
+    if stretched:
+        vectors *= rng.lognormal(0, 0.8, (n, 1))
+    return vectors.astype(np.float32)
+
+
+def truth(metric: Metric, queries: np.ndarray, vectors: np.ndarray, k: int) -> list[list[int]]:
+    """Rows of the k nearest of each query, by full scan in float64."""
+    q, x = queries.astype(np.float64), vectors.astype(np.float64)
+    if metric is Metric.cosine:
+        q, x = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in (q, x))
+    far = -(q @ x.T)
+    if metric is Metric.l2:
+        far = 2 * far + np.square(x).sum(axis=1)[None, :]
+    return np.argsort(far, axis=1, kind="stable")[:, :k].tolist()
+
+
+def recall(replica: Replica, queries: np.ndarray, expected: Sequence[Sequence[int]], **how: object) -> float:
+    """The part of the expected rows (ids are str(row)) that a search finds."""
+    k = len(expected[0])
+    hits = replica.search(Query(queries, k, **how))  # type: ignore[arg-type]
+    found = [{int(h.id) for h in some} & set(rows) for some, rows in zip(hits, expected, strict=True)]
+    return sum(map(len, found)) / sum(map(len, expected))
+
+
+def check_holds(replica: Replica, model: Mapping[str, tuple[np.ndarray, bytes]]) -> None:
+    """The replica holds exactly what `model` (id to vector and metadata) says, whichever way one asks."""
+    ids = sorted(model, key=str.encode)
+    assert replica.count() == len(model)
+    assert replica.list_ids(None, len(model) + 1) == ids
+    for id_, stored in zip(ids, replica.get(ids), strict=True):
+        assert stored is not None, id_
+        assert (stored.id, stored.metadata) == (id_, model[id_][1])
+        assert np.array_equal(stored.vector, model[id_][0]), id_
+    probe = np.zeros((1, replica.spec.dimension), np.float32)
+    hits = replica.search(Query(probe, len(model) + 1, exact=True, with_vector=True))[0]
+    assert sorted((h.id for h in hits), key=str.encode) == ids
+    for hit in hits:
+        assert hit.vector is not None
+        assert np.array_equal(hit.vector, model[hit.id][0])
+        assert hit.metadata == model[hit.id][1]

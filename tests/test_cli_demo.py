@@ -1,0 +1,62 @@
+"""The demo, whole and interrupted: it says what it promises, and leaves no process and no directory behind."""
+
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from support.cluster import wait_until
+
+COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()", "demo"]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the demo with a temporary directory of its own; at the end of the test that must be empty."""
+
+    def start_demo():
+        environment = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        return subprocess.Popen(COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    yield start_demo
+    wait_until(lambda: not left_over(str(tmp_path)), "all processes to end")
+    assert list(tmp_path.iterdir()) == []
+
+
+def left_over(text):
+    return [p for p in psutil.process_iter(["cmdline"]) if text in " ".join(p.info["cmdline"] or ())]
+
+
+@pytest.mark.slow
+def test_the_demo_shows_neighbours_recall_latency_and_shards_also_when_its_port_is_taken(start):
+    taken = socket.socket()
+    with taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8001))
+            taken.listen()
+        except OSError:
+            pass  # somebody else holds it, which does as well
+        out, err = start().communicate(timeout=110)
+    for words in ("Port 8001", "hawk", "semi-skimmed milk", "Recall@10", "p95", "shard 2 on demo-", "How to go on"):
+        assert words in out
+    assert "\x1b" not in out + err
+
+
+POINTS = [(words, number) for words in ("A cluster", "12,000 words of", "What is near") for number in (2, 15, 9)]
+POINTS.remove(("A cluster", 9))
+"""Killed without warning before there is a supervisor, the demo leaves an empty directory."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "number"), POINTS)
+def test_a_demo_that_is_ended_at_any_point_leaves_nothing(start, words, number):
+    demo = start()
+    for line in demo.stdout:
+        if words in line:
+            break
+    demo.send_signal(number)
+    _, err = demo.communicate(timeout=60)
+    assert demo.returncode in {130, 128 + number, -number} and "Traceback" not in err
