@@ -85,7 +85,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     clients = await application.start(node, spec, limits, shutdown_timeout=SHUTDOWN_TIMEOUT)
-    peers = web.AppRunner(peer_port(host.handle), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    peers = web.AppRunner(peer_port(node.answer), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
     await peers.setup()
     await web.SockSite(clients, client_socket).start()
     await web.SockSite(peers, peer_socket).start()

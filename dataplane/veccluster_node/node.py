@@ -25,6 +25,7 @@ from veccluster_node.leader import campaign_and_lead
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
+from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.query.coordinator import Coordinator
 from veccluster_node.reconcile import Reconciler
@@ -33,6 +34,9 @@ from veccluster_node.settings import NodeSettings
 HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
 PAUSE_BETWEEN_TRIES = 1.0
+
+NEWS_TIMEOUT = 2.0
+"""Seconds within which every node should have heard from etcd that a collection was created or deleted."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +56,7 @@ class DataNode:
         self._reconciler: Reconciler | None = None
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
-        self.peers = Peers(self.id, host.handle, lambda: self.state.nodes)
+        self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
         self.coordinator = Coordinator(
             lambda: self.state,
             self.peers,
@@ -99,6 +103,20 @@ class DataNode:
         if self._lease_lost_at is None and self._lease is not None and self._lease.remaining() <= 0:
             self._lease_lost_at = time.monotonic() - 0.001
         return 0.0 if self._lease_lost_at is None else time.monotonic() - self._lease_lost_at
+
+    async def answer(self, request: m.AnyRequest) -> m.Reply:
+        """The answer to what another node asks, or this one itself."""
+        if isinstance(request, m.AwaitCollection):
+            return m.Known(await self._heard_of(request))
+        return await self.host.handle(request)
+
+    async def _heard_of(self, request: m.AwaitCollection) -> bool:
+        def heard(state: ClusterState) -> bool:
+            collection = state.collections.get(request.name)
+            is_it = collection is not None and collection.uuid == request.uuid
+            return not is_it if request.gone else is_it and state.is_complete(collection)
+
+        return await self.metadata().wait_until(heard, timeout=NEWS_TIMEOUT)
 
     # Life
 

@@ -83,6 +83,7 @@ class Api:
         if different := api.differences(held, asked):
             raise Conflict(f"collection {name} exists and differs: {'; '.join(different)}")
         await self._wait_until_served(held)
+        await self.node.coordinator.spread(held)
         return _json(api.Collection.of(held), status=201 if created else 200)
 
     async def _wait_until_served(self, collection: Collection) -> None:
@@ -148,9 +149,9 @@ class Api:
         _query(request)
         name = api.check_name(request.match_info["name"])
         store = self.node.metadata_for_changes()
-        if not await store.drop_collection(name):
+        if (dropped := await store.drop_collection(name)) is None:
             raise CollectionNotFound(f"there is no collection {name}")
-        await store.wait_until(lambda state: name not in state.collections, timeout=1.0)
+        await self.node.coordinator.spread(dropped, gone=True)
         return web.Response(status=204)
 
     # Vectors

@@ -126,23 +126,24 @@ class Store:
             return found.uuid == collection.uuid
         return result.succeeded
 
-    async def drop_collection(self, name: str) -> bool:
-        """Delete the collection and tell the nodes to delete its data; whether there was one."""
+    async def drop_collection(self, name: str) -> Collection | None:
+        """Delete the collection and tell the nodes to delete its data; the one that there was."""
         key = self.keys.collection(name)
         while (found := await self._client.get(key, timeout=PATIENCE)) is not None:
-            uuid = encoding.decode_collection(found.value).uuid
-            drop = Put(self.keys.drop(uuid), encoding.encode(Drop(uuid=uuid, name=name)))
+            collection = encoding.decode_collection(found.value)
+            intent = self.keys.drop(collection.uuid)
+            drop = Put(intent, encoding.encode(Drop(uuid=collection.uuid, name=name)))
             try:
                 result = await self._client.txn(
                     [ModRevision(key, "==", found.mod_revision)], [Delete(key), drop], timeout=PATIENCE
                 )
             except OutcomeUnknown:
-                if await self._client.get(self.keys.drop(uuid)) is None:
+                if await self._client.get(intent) is None:
                     raise
-                return True
+                return collection
             if result.succeeded:
-                return True
-        return False
+                return collection
+        return None
 
     # Nodes and their shards
 

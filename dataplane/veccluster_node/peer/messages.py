@@ -192,4 +192,19 @@ class GetReport(Request[Report], frozen=True, tag=True, kw_only=True):
     collection: str | None = None
 
 
-AnyRequest = Upsert | DeleteIds | DeleteWhere | Search | Get | ListIds | Count | GetReport
+class Known(Reply, frozen=True):
+    """Whether the node has heard of it in time."""
+
+    known: bool
+
+
+class AwaitCollection(Request[Known], frozen=True, tag=True, kw_only=True):
+    """Wait until a node knows that this collection can be used, or, with `gone`, that it was deleted."""
+
+    reply = Known
+    name: str
+    uuid: str
+    gone: bool
+
+
+AnyRequest = Upsert | DeleteIds | DeleteWhere | Search | Get | ListIds | Count | GetReport | AwaitCollection

@@ -233,6 +233,15 @@ class Coordinator:
         reports = [r for answer in answers if answer is not None for r in answer.shards]
         return reports, frozenset(n for n, answer in zip(nodes, answers, strict=True) if answer is None)
 
+    async def spread(self, collection: Collection, *, gone: bool = False) -> None:
+        """Wait until every node that can be asked knows that the collection is there, or `gone`.
+
+        So that a client that was told so may go on at any node. One that gives no answer in time learns it from etcd.
+        """
+        news = m.AwaitCollection(name=collection.name, uuid=collection.uuid, gone=gone)
+        asked = (self._peers.call(node, news, timeout=REPORT_TIMEOUT) for node in self._state().alive)
+        await asyncio.gather(*asked, return_exceptions=True)
+
     async def _ask_for_report(self, node: NodeId, uuid: str | None) -> m.Report | None:
         try:
             return await self._peers.call(node, m.GetReport(collection=uuid), timeout=REPORT_TIMEOUT)
