@@ -113,8 +113,9 @@ class DataNode:
     async def _heard_of(self, request: m.AwaitCollection) -> bool:
         def heard(state: ClusterState) -> bool:
             collection = state.collections.get(request.name)
-            is_it = collection is not None and collection.uuid == request.uuid
-            return not is_it if request.gone else is_it and state.is_complete(collection)
+            if collection is None or collection.uuid != request.uuid:
+                return request.gone
+            return not request.gone and state.is_complete(collection)
 
         return await self.metadata().wait_until(heard, timeout=NEWS_TIMEOUT)
 
