@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow bench lock crds clean
+.PHONY: help setup demo check format test test-slow bench lock crds cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "VecCluster needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -50,6 +50,18 @@ lock: $(STAMP) ## resolve pyproject.toml into hash-pinned requirements/*.txt; UP
 
 crds: $(STAMP) ## write crds/ from the model
 	$(BIN)/python -m veccluster.model.crd crds
+
+cluster-up: $(STAMP) ## a real three-node Kubernetes on this machine, left running (needs root, or Docker and kind)
+	@$(BIN)/python -m e2e.cluster up
+
+cluster-down: $(STAMP) ## remove it without a trace
+	@$(BIN)/python -m e2e.cluster down
+
+cluster-status: $(STAMP) ## whether it is healthy, and where its kubeconfig is
+	@$(BIN)/python -m e2e.cluster status
+
+e2e: $(STAMP) ## the tests on a real Kubernetes; ARGS="-k name" chooses some
+	$(BIN)/pytest e2e --timeout 600 $(ARGS)
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
