@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: help setup demo check format test test-slow bench lock crds cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "VecCluster needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -42,11 +42,13 @@ test-slow: $(STAMP) ## the tests that take minutes
 bench: $(STAMP) ## recall, ingest rate, queries a second, latency and memory, as a table and as JSON
 	$(BIN)/python -m bench
 
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --no-emit-find-links --no-header
+
 lock: $(STAMP) ## resolve pyproject.toml into hash-pinned requirements/*.txt; UPGRADE=--upgrade takes newer versions
-	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --no-header --extra node --extra cli pyproject.toml -o requirements/runtime.txt
-	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --no-header --extra node --extra cli --extra dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/$(LOCK) $(UPGRADE) --extra node --extra operator --extra cli --extra dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/$(LOCK) --constraints requirements/dev.txt --extra node pyproject.toml -o requirements/node.txt
+	$(BIN)/$(LOCK) --constraints requirements/dev.txt --extra operator pyproject.toml -o requirements/operator.txt
 
 crds: $(STAMP) ## write crds/ from the model
 	$(BIN)/python -m veccluster.model.crd crds
