@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veccluster.errors import InvalidSpec
+from veccluster.model import support
 from veccluster.model.limits import Limits
 from veccluster.model.rules import refused_changes
 from veccluster.model.spec import VecClusterSpec, VecCollection, parse_vecclusters
@@ -316,8 +317,59 @@ def test_what_a_laptop_can_do_is_not_refused(yaml):
     assert unsupported(spec(yaml), "local") == []
 
 
-def test_kubernetes_is_refused_until_there_is_an_operator():
-    assert [e["field"] for e in unsupported(spec("{}"), "kubernetes")] == ["kind"]
+MISSING_IN_KUBERNETES = {
+    "{replicationFactor: 2, minInSync: 2}": {"spec.replicationFactor": "use 1", "spec.minInSync": "must be 1"},
+    "{autoscaling: {enabled: true, minNodes: 1, maxNodes: 3}}": {
+        "spec.autoscaling.enabled": "set nodes",
+        "spec.autoscaling.minNodes": "set nodes",
+        "spec.autoscaling.maxNodes": "set nodes",
+    },
+    "{security: {tls: {enabled: true}, auth: {method: mtls}}}": {
+        "spec.security.tls.enabled": "NetworkPolicy",
+        "spec.security.auth.method": "security is not there yet",
+    },
+    "{storage: {size: 20Gi, autogrow: {max: 30Gi}}}": {
+        "spec.storage.autogrow.max": "set storage.size",
+        "spec.storage.autogrow.atPercent": "set storage.size",
+    },
+    "{hibernate: true}": {"spec.hibernate": "keeps its volumes"},
+    "{failover: {timeout: 10s}}": {"spec.failover.timeout": "failover comes with replication"},
+    "{tuning: {compactionInterval: 10m, maxTail: 500}}": {"spec.tuning.compactionInterval": "is not there yet"},
+}
+
+
+@pytest.mark.parametrize("yaml", MISSING_IN_KUBERNETES)
+def test_what_kubernetes_cannot_do_yet_is_refused_by_name(yaml):
+    found = {e["field"]: e["reason"] for e in unsupported(spec(yaml), "kubernetes")}
+    assert found.keys() == MISSING_IN_KUBERNETES[yaml].keys()
+    for field, reason in found.items():
+        assert MISSING_IN_KUBERNETES[yaml][field] in reason
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "{}",
+        "{nodes: 5, replicationFactor: 1, minInSync: 1, shards: 7, consistency: {read: strong, write: all}}",
+        "{image: a, imagePullPolicy: Never, resources: {requests: {cpu: 2}, limits: {memory: 1Gi}}}",
+        "{storage: {size: 20Gi, className: a, retain: false}}",
+        "{zones: [a, b], affinity: {}, tolerations: [{}], topologySpread: [{topologyKey: a}]}",
+        "{podTemplate: {metadata: {labels: {a: b}}, spec: {priorityClassName: high}}, paused: true}",
+        "{metadata: {managed: {nodes: 1, storage: {size: 4Gi, className: a}}}}",
+        "{metadata: {endpoints: ['https://a:1'], tls: {secretName: a}, credentialsSecret: b}}",
+        "{tuning: {walSync: interval, maxWALSize: 64Mi, maxMemory: 50%, maxFilterDepth: 1}}",
+    ],
+)
+def test_what_kubernetes_can_do_is_not_refused(yaml):
+    assert unsupported(spec(yaml), "kubernetes") == []
+
+
+def test_a_field_that_no_table_names_is_refused_everywhere(monkeypatch):
+    monkeypatch.setattr(support, "_TABLES", {"local": {}, "kubernetes": {}})
+    for runtime in ("local", "kubernetes"):
+        assert unsupported(spec("{nodes: 5}"), runtime) == [
+            {"field": "spec.nodes", "reason": "is not there yet; leave it out"}
+        ]
 
 
 def test_changes_that_cannot_be_made_are_named():

@@ -20,12 +20,10 @@ def unsupported(spec: VecClusterSpec, runtime: Runtime) -> list[FieldError]:
 
     Fields that say no more than their default are fine everywhere. Paths start at "spec".
     """
-    if runtime == "kubernetes":
-        return [FieldError(field="kind", reason="cannot be run by Kubernetes yet; use `veccluster up -f FILE`")]
     return [
         FieldError(field=path(where, "spec"), reason=reason)
         for where, value in _asked(spec.as_written(), VecClusterSpec().as_written())
-        if (reason := _refusal(where, value))
+        if (reason := _refusal(where, value, _TABLES[runtime]))
     ]
 
 
@@ -40,14 +38,14 @@ def _asked(given: Mapping[str, Any], default: Mapping[str, Any]) -> Iterator[tup
             yield (name,), value
 
 
-def _refusal(where: tuple[str, ...], value: Any) -> str | None:
+def _refusal(where: tuple[str, ...], value: Any, table: Mapping[str, Verdict]) -> str | None:
     """What the longest entry of the table that leads to the field says of the value."""
     for length in range(len(where), 0, -1):
         name = ".".join(where[:length])
-        if name in _ON_A_LAPTOP:
-            verdict = _ON_A_LAPTOP[name]
+        if name in table:
+            verdict = table[name]
             return verdict(value) if callable(verdict) else verdict
-    return "is not there yet; leave it out"
+    return _LATER
 
 
 def _one(refusal: str) -> Callable[[Any], str | None]:
@@ -57,28 +55,16 @@ def _one(refusal: str) -> Callable[[Any], str | None]:
 _KUBERNETES_ONLY = "is for pods, and a laptop has none; leave it out"
 _LATER = "is not there yet; leave it out"
 
-_ON_A_LAPTOP: Final[Mapping[str, Verdict]] = {
+_EVERYWHERE: Final[Mapping[str, Verdict]] = {
     "nodes": None,
     "replicationFactor": _one("replication factor above 1 is not there yet; use 1"),
     "minInSync": _one("must be 1 while replication is not there yet"),
     "shards": None,
     "consistency": None,
     "zones": None,
-    "image": "is for pods; a laptop runs the program that is installed; leave it out",
-    "imagePullPolicy": _KUBERNETES_ONLY,
-    "resources": "is for pods; on a laptop the nodes share the machine (see tuning.maxMemory); leave it out",
-    "storage": "is for volumes; on a laptop the nodes share its disk; leave it out",
-    "storage.retain": "cannot be false on a laptop: data is kept until `veccluster down --delete-data`; leave it out",
-    "affinity": _KUBERNETES_ONLY,
-    "tolerations": _KUBERNETES_ONLY,
-    "topologySpread": _KUBERNETES_ONLY,
-    "podTemplate": _KUBERNETES_ONLY,
     "autoscaling": "autoscaling is not there yet; set nodes and leave it out",
     "metadata.managed.nodes": None,
-    "metadata.managed.storage": "is for volumes; on a laptop etcd uses its disk; leave it out",
     "metadata.endpoints": None,
-    "metadata.tls": "a Secret cannot be read on a laptop; leave it out",
-    "metadata.credentialsSecret": "a Secret cannot be read on a laptop; leave it out",
     "failover": "failover comes with replication, which is not there yet; leave it out",
     "tuning.batchSize": None,
     "tuning.maxConnections": None,
@@ -98,8 +84,45 @@ _ON_A_LAPTOP: Final[Mapping[str, Verdict]] = {
     "tuning.maxMetadataDepth": None,
     "tuning.maxFilterDepth": None,
     "tuning": _LATER,
+}
+
+_ON_A_LAPTOP: Final[Mapping[str, Verdict]] = {
+    **_EVERYWHERE,
+    "image": "is for pods; a laptop runs the program that is installed; leave it out",
+    "imagePullPolicy": _KUBERNETES_ONLY,
+    "resources": "is for pods; on a laptop the nodes share the machine (see tuning.maxMemory); leave it out",
+    "storage": "is for volumes; on a laptop the nodes share its disk; leave it out",
+    "storage.retain": "cannot be false on a laptop: data is kept until `veccluster down --delete-data`; leave it out",
+    "affinity": _KUBERNETES_ONLY,
+    "tolerations": _KUBERNETES_ONLY,
+    "topologySpread": _KUBERNETES_ONLY,
+    "podTemplate": _KUBERNETES_ONLY,
+    "metadata.managed.storage": "is for volumes; on a laptop etcd uses its disk; leave it out",
+    "metadata.tls": "a Secret cannot be read on a laptop; leave it out",
+    "metadata.credentialsSecret": "a Secret cannot be read on a laptop; leave it out",
     "security": "security is not there yet: nodes on a laptop listen on this machine only; leave it out",
     "paused": _LATER,
     "hibernate": "is not there yet; `veccluster down` stops the nodes and keeps their data",
 }
+
+_IN_KUBERNETES: Final[Mapping[str, Verdict]] = {
+    **_EVERYWHERE,
+    "image": None,
+    "imagePullPolicy": None,
+    "resources": None,
+    "storage": None,
+    "storage.autogrow": "volumes that grow by themselves are not there yet; set storage.size and leave it out",
+    "affinity": None,
+    "tolerations": None,
+    "topologySpread": None,
+    "podTemplate": None,
+    "metadata.managed.storage": None,
+    "metadata.tls": None,
+    "metadata.credentialsSecret": None,
+    "security": "security is not there yet: let a NetworkPolicy say who may reach the nodes, and leave it out",
+    "paused": None,
+    "hibernate": "is not there yet; with storage.retain, deleting the VecCluster keeps its volumes for the next one",
+}
+
+_TABLES: Final[Mapping[Runtime, Mapping[str, Verdict]]] = {"local": _ON_A_LAPTOP, "kubernetes": _IN_KUBERNETES}
 """For fields set to something else than their default; an entry speaks for all that is below it."""
