@@ -347,6 +347,7 @@ def verdicts(crd_name: str, spec: Any, name: str = "demo") -> tuple[bool, bool]:
     written = apiserver.defaulted(resource, schema)
     assert part.parse(written) == parsed, "defaults differ"
     assert part.parse(parsed.as_written()) == parsed, "does not survive being written and read"
+    assert type(parsed.spec).parse(parsed.spec.as_asked()) == parsed.spec, "does not survive without its defaults"
     return not apiserver.complaints(resource, schema), True
 
 

@@ -65,6 +65,21 @@ def test_null_counts_as_left_out():
     assert spec("{nodes: null, tuning: null, storage: {className: ~}}") == spec("{}")
 
 
+def test_null_inside_of_what_kubernetes_checks_is_kept():
+    pod = spec(
+        "{affinity: {podAffinity: ~}, podTemplate: {metadata: ~, spec: {containers: [{name: node, lifecycle: ~}]}}}"
+    )
+    assert pod.affinity == {"podAffinity": None}
+    assert pod.pod_template.spec == {"containers": [{"name": "node", "lifecycle": None}]}
+
+
+def test_what_was_asked_is_what_differs_from_the_defaults():
+    text = "{nodes: 3, tuning: {maxK: 5, maxBatch: 10000}, topologySpread: [{topologyKey: rack, maxSkew: 1}]}"
+    asked = spec(text).as_asked()
+    assert asked == {"tuning": {"maxK": 5}, "topologySpread": [{"topologyKey": "rack"}]}
+    assert VecClusterSpec.parse(asked) == spec(text)
+
+
 def test_several_documents_are_several_clusters():
     text = HEAD + "spec: {}\n---\n" + HEAD.replace("demo", "other") + "spec: {nodes: 1}\n---\n"
     assert [(c.metadata.name, c.spec.nodes) for c in parse_vecclusters(text)] == [("demo", 3), ("other", 1)]

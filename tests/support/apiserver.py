@@ -33,7 +33,9 @@ def complaints(value: Any, schema: Schema, old: Any = None) -> list[tuple[str, s
 
 
 def defaulted(value: Any, schema: Schema) -> Any:
-    """A copy without nulls and with defaults."""
+    """A copy without nulls and with defaults; what the schema does not describe stays as it is."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return copy.deepcopy(value)
     if isinstance(value, dict):
         fields = schema.get("properties", {})
         value = {k: v for k, v in value.items() if v is not None}

@@ -6,18 +6,19 @@ one sentence for both, in which `{maxNodes}` stands for that field's value. A te
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from veccluster.errors import InvalidSpec
-from veccluster.model.units import cel_text
-from veccluster.model.validation import FieldError, broken_rules, field_errors, path
+from veccluster.model.units import Anything, cel_text
+from veccluster.model.validation import FieldError, broken_rules, field_errors, models_in, path
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z.]+)\}")
 
@@ -70,7 +71,7 @@ class Lasting:
 class Part(BaseModel):
     """A part of a resource: camelCase outside, snake_case inside, nothing unknown, nothing coerced, never changed.
 
-    As in Kubernetes, a field that is null counts as left out.
+    As in Kubernetes, a field that is null counts as left out; inside `Anything` it is kept, where null may mean remove.
     """
 
     model_config = ConfigDict(
@@ -91,13 +92,21 @@ class Part(BaseModel):
         """Read JSON-like data; `InvalidSpec` lists every field that is wrong, with paths starting at `within`."""
         try:
             # By way of JSON text: only there pydantic's strictness means JSON's types, in which an enum is a string.
-            return cls.model_validate_json(json.dumps(_without_nulls(value)))
+            return cls.model_validate_json(json.dumps(_without_nulls(value, cls)))
         except ValidationError as error:
             raise invalid(field_errors(error, cls, within)) from None
 
     def as_written(self) -> dict[str, Any]:
         """JSON-like data with every default filled in; `parse` gives the same part back."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def as_asked(self) -> dict[str, Any]:
+        """JSON-like data of only what differs from the defaults; `parse` gives the same part back.
+
+        Whether a default was written out or filled in cannot be told, and a field that is added to the model later
+        changes nothing here until somebody uses it.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -145,12 +154,26 @@ def _written(part: type[Part], name: str, default: Any) -> Any:
     return written
 
 
-def _without_nulls(value: object) -> object:
+def _without_nulls(value: object, part: type[BaseModel] | None = None) -> object:
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+        fields = {info.alias or name: info for name, info in part.model_fields.items()} if part else {}
+        return {k: _field_without_nulls(v, fields.get(k)) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_without_nulls(v) for v in value]
+        return [_without_nulls(v, part) for v in value]
     return value
+
+
+def _field_without_nulls(value: object, field: FieldInfo | None) -> object:
+    if field and any(isinstance(m, Anything) for m in _metadata_of(field.rebuild_annotation())):
+        return value
+    return _without_nulls(value, next(models_in(field.annotation), None) if field else None)
+
+
+def _metadata_of(annotation: Any) -> Iterator[object]:
+    """What `Annotated` says anywhere in a type such as `Annotated[dict, Anything()] | None`."""
+    yield from getattr(annotation, "__metadata__", ())
+    for inner in get_args(annotation):
+        yield from _metadata_of(inner)
 
 
 def _at(written: Any, where: str) -> object:

@@ -112,18 +112,19 @@ def _model_at(model: type[BaseModel], loc: Location) -> type[BaseModel] | None:
         if isinstance(part, int):
             continue
         fields = {f.alias or name: f for name, f in model.model_fields.items()}
-        inner = next(_models_in(fields[part].annotation), None) if part in fields else None
+        inner = next(models_in(fields[part].annotation), None) if part in fields else None
         if inner is None:
             return None
         model = inner
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a type such as `tuple[Toleration, ...] | None` is made of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)
 
 
 _WANTED = {
