@@ -1,5 +1,6 @@
 """An asyncio client of etcd v3 over generated stubs. Values in and out are ours; nothing of protobuf or gRPC leaves."""
 
+from veccluster_node.metadata.etcd.administration import Administration
 from veccluster_node.metadata.etcd.client import EtcdClient
 from veccluster_node.metadata.etcd.config import EtcdConfig
 from veccluster_node.metadata.etcd.election import Election, Term
@@ -34,6 +35,7 @@ from veccluster_node.metadata.etcd.values import (
 
 __all__ = [
     "NO_LEASE",
+    "Administration",
     "Compacted",
     "Compare",
     "CreateRevision",

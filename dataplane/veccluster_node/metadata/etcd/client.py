@@ -10,6 +10,7 @@ from grpc import aio
 from veccluster.errors import MetadataRefused, MetadataUnavailable
 from veccluster.model.state import Revision
 from veccluster_node.metadata.etcd import wire
+from veccluster_node.metadata.etcd.administration import Administration
 from veccluster_node.metadata.etcd.config import EtcdConfig
 from veccluster_node.metadata.etcd.connection import Connection, describe
 from veccluster_node.metadata.etcd.lease import Lease, grant
@@ -46,6 +47,7 @@ class EtcdClient:
 
     def __init__(self, config: EtcdConfig) -> None:
         self._connection = Connection(config)
+        self.administration: Final = Administration(self._connection)
 
     async def connect(self) -> None:
         """Open the connections and make sure that etcd answers us, so that a wrong configuration shows at once."""

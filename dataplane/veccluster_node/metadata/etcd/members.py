@@ -65,6 +65,7 @@ class Member:
         self.watch: Any = rpc_pb2_grpc.WatchStub(self._channel)
         self.lease: Any = rpc_pb2_grpc.LeaseStub(self._channel)
         self.auth: Any = rpc_pb2_grpc.AuthStub(self._channel)
+        self.cluster: Any = rpc_pb2_grpc.ClusterStub(self._channel)
         self.maintenance: Any = rpc_pb2_grpc.MaintenanceStub(self._channel)
 
     async def connected(self, timeout: float) -> None:

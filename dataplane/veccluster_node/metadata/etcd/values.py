@@ -201,8 +201,15 @@ class EndpointStatus:
     """Bytes on disk."""
     db_size_in_use: int = 0
     """Bytes that a defragmentation would leave."""
+    raft_term: int = 0
+    raft_index: int = 0
+    """The newest entry of the member's log; far behind the others' means that it has to catch up."""
+    raft_applied_index: int = 0
+    is_learner: bool = False
     alarms: tuple[str, ...] = ()
     """In etcd's words, such as "NOSPACE"; empty is good."""
+    problems: tuple[str, ...] = ()
+    """What else the member complains of, such as "etcdserver: no leader"; empty is good."""
 
     @property
     def is_leader(self) -> bool:

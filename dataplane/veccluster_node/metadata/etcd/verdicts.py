@@ -21,6 +21,7 @@ class Verdict(Enum):
 _NOT_APPLIED = (
     "etcdserver: no leader",  # answered on arrival, because we send `hasleader`
     "etcdserver: not capable",
+    "etcdserver: unhealthy cluster",  # asked to change its members too soon after a change, or with one down
     "etcdserver: rpc not supported for learner",
     "etcdserver: too many requests",
     "raft proposal dropped",

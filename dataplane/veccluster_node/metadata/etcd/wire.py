@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from aetcd.rpc import kv_pb2, rpc_pb2
 
+from veccluster.model.etcd import Alarm, AlarmKind, EtcdId, EtcdMember, MemberId, Membership
 from veccluster.model.state import Revision
 from veccluster_node.metadata.etcd.values import (
     Compare,
@@ -159,7 +160,9 @@ def _key_value(kv: Any) -> KeyValue:
 
 def endpoint_status(endpoint: str, reply: Any) -> EndpointStatus:
     """A member's own account of itself."""
-    alarms = tuple(e.rpartition("alarm:")[2].strip() for e in reply.errors)  # "memberID:1 alarm:NOSPACE"
+    alarms = tuple(
+        e.rpartition("alarm:")[2].strip() for e in reply.errors if "alarm:" in e
+    )  # "memberID:1 alarm:NOSPACE"
     return EndpointStatus(
         endpoint=endpoint,
         version=reply.version,
@@ -167,8 +170,64 @@ def endpoint_status(endpoint: str, reply: Any) -> EndpointStatus:
         leader_id=reply.leader,
         db_size=reply.dbSize,
         db_size_in_use=reply.dbSizeInUse,
+        raft_term=reply.raftTerm,
+        raft_index=reply.raftIndex,
+        raft_applied_index=reply.raftAppliedIndex,
+        is_learner=reply.isLearner,
         alarms=alarms,
+        problems=tuple(e for e in reply.errors if "alarm:" not in e),
     )
+
+
+def member_list_request() -> Any:
+    """A question for the members, to be answered by a majority."""
+    return rpc_pb2.MemberListRequest(linearizable=True)
+
+
+def member_add_request(peer_url: str) -> Any:
+    """A request for one more member."""
+    return rpc_pb2.MemberAddRequest(peerURLs=[peer_url])
+
+
+def member_remove_request(member: MemberId) -> Any:
+    """A request for one member less."""
+    return rpc_pb2.MemberRemoveRequest(ID=member)
+
+
+def membership(reply: Any) -> Membership:
+    """The members of the cluster that answered."""
+    return Membership(EtcdId(reply.header.cluster_id), tuple(map(etcd_member, reply.members)))
+
+
+def etcd_member(member: Any) -> EtcdMember:
+    """One of them."""
+    return EtcdMember(
+        MemberId(member.ID), member.name, tuple(member.peerURLs), tuple(member.clientURLs), member.isLearner
+    )
+
+
+_KINDS = {kind: getattr(rpc_pb2, kind) for kind in AlarmKind}
+
+
+def alarms_request() -> Any:
+    """A question for the alarms of all members."""
+    return rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+
+
+def disarm_request(alarm: Alarm) -> Any:
+    """A request to take an alarm back."""
+    return rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=alarm.member, alarm=_KINDS[alarm.kind])
+
+
+def alarms(reply: Any) -> tuple[Alarm, ...]:
+    """The alarms of kinds known here."""
+    kinds = {number: kind for kind, number in _KINDS.items()}
+    return tuple(Alarm(MemberId(a.memberID), kinds[a.alarm]) for a in reply.alarms if a.alarm in kinds)
+
+
+def defragment_request() -> Any:
+    """A request to one member to shrink its database."""
+    return rpc_pb2.DefragmentRequest()
 
 
 def authenticate_request(username: str, password: str) -> Any:
