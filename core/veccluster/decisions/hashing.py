@@ -2,17 +2,24 @@
 
 The hash is part of the format of the data: changing it would lose every stored vector, so golden values are pinned in
 a test. Ranges rather than a modulus, so that a shard can later be split in two without touching the others.
+
+numpy is loaded by who hashes batches: the operator reads a cluster's state without it, and its image has none.
 """
+
+from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from veccluster.model.state import POINTS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def point_of(id: str) -> int:  # noqa: A002 - it is what everyone calls it
@@ -44,5 +51,7 @@ def shards_of(ids: Sequence[str], starts: Sequence[int]) -> npt.NDArray[np.intp]
 
     `starts` are the first points of the ranges, ascending, the first one 0: `starts(n)` for a collection of n shards.
     """
+    import numpy as np
+
     points = np.fromiter((point_of(i) for i in ids), dtype=np.uint64, count=len(ids))
     return np.searchsorted(np.asarray(starts, dtype=np.uint64), points, side="right") - 1
