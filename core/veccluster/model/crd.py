@@ -1,12 +1,12 @@
 """The CustomResourceDefinitions of VecCluster and VecCollection, written from the model.
 
-`python -m veccluster.model.crd FOLDER` writes them (`make crds`); a test holds the files equal to this and the schema
-equal to the model. Pydantic's JSON schema is rewritten into what Kubernetes calls a structural schema: no references,
-no alternatives of types, null as "left out", and only keywords that the API server knows.
+`python -m veccluster.model.crd FOLDER...` writes them (`make crds`); a test holds the files equal to this and the
+schema equal to the model. Pydantic's JSON schema is rewritten into what Kubernetes calls a structural schema: no
+references, no alternatives of types, null as "left out", and only keywords that the API server knows.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -188,12 +188,13 @@ def _order(key: str) -> tuple[int, str]:
     return (first.index(key) if key in first else 10 + last.index(key) if key in last else 9), key
 
 
-def main(folder: str) -> None:
-    """Write every CRD into `folder`."""
-    for name, crd in crds().items():
-        with open(f"{folder}/{name}", "w", encoding="utf-8") as file:  # noqa: PTH123 - the model does no I/O but here
-            file.write(as_text(crd))
+def main(folders: Sequence[str]) -> None:
+    """Write every CRD into each of `folders`."""
+    for folder in folders:
+        for name, crd in crds().items():
+            with open(f"{folder}/{name}", "w", encoding="utf-8") as file:  # noqa: PTH123 - the model does no I/O but here
+                file.write(as_text(crd))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
