@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow bench lock crds cluster-up cluster-down cluster-status e2e clean
+.PHONY: help setup demo check format test test-slow bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,10 +48,26 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 lock: $(STAMP) ## resolve pyproject.toml into hash-pinned requirements/*.txt; UPGRADE=--upgrade takes newer versions
 	$(BIN)/$(LOCK) $(UPGRADE) --extra node --extra operator --extra cli --extra dev pyproject.toml -o requirements/dev.txt
 	$(BIN)/$(LOCK) --constraints requirements/dev.txt --extra node pyproject.toml -o requirements/node.txt
-	$(BIN)/$(LOCK) --constraints requirements/dev.txt --extra operator pyproject.toml -o requirements/operator.txt
+	$(BIN)/$(LOCK) --constraints requirements/dev.txt --extra operator \
+	    --no-emit-package numpy --no-emit-package pyarrow pyproject.toml -o requirements/operator.txt
+	@echo 'hatchling>=1.27' | $(BIN)/$(LOCK) --constraints requirements/dev.txt - -o requirements/build.txt
 
-crds: $(STAMP) ## write crds/ from the model
-	$(BIN)/python -m veccluster.model.crd crds
+crds: $(STAMP) ## write crds/, the chart's copies of it and docs/reference.md from the model
+	$(BIN)/python -m veccluster.model.crd crds charts/veccluster/files/crds
+	$(BIN)/python -m veccluster.model.reference docs/reference.md
+
+manifest: $(STAMP) ## write deploy/veccluster.yaml from the chart
+	$(BIN)/python deploy/render.py
+
+manifest-check: $(STAMP) ## whether deploy/veccluster.yaml is what the chart says
+	$(BIN)/python deploy/render.py --check
+
+sbom: $(STAMP) ## dist/sbom-*.cdx.json: what the images are made of, as CycloneDX
+	@mkdir -p dist
+	@for image in node operator; do \
+	    $(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	        -o dist/sbom-$$image.cdx.json requirements/$$image.txt && echo dist/sbom-$$image.cdx.json || exit 1; \
+	done
 
 cluster-up: $(STAMP) ## a real three-node Kubernetes on this machine, left running (needs root, or Docker and kind)
 	@$(BIN)/python -m e2e.cluster up

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yaml import safe_load
 
 from veccluster.errors import InvalidSpec
 from veccluster.model import support
@@ -110,9 +111,25 @@ def test_a_collection_is_named_after_its_resource_unless_it_says_otherwise():
     assert VecCollection.parse(resource).collection_name == "all_words"
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda f: f.name)
-def test_the_examples_are_right(file):
-    assert parse_vecclusters(file.read_text())
+@pytest.mark.parametrize("file", ["cluster.yaml", "laptop.yaml"])
+def test_the_examples_of_clusters_are_right(file):
+    assert parse_vecclusters((EXAMPLES / file).read_text())
+
+
+def test_the_example_of_a_collection_is_right_and_belongs_to_that_of_a_cluster():
+    collection = VecCollection.parse(safe_load((EXAMPLES / "collection.yaml").read_text()))
+    (cluster,) = parse_vecclusters((EXAMPLES / "cluster.yaml").read_text())
+    assert collection.spec.cluster == cluster.metadata.name
+    assert collection.metadata.namespace == cluster.metadata.namespace
+
+
+def test_no_example_is_left_out_here():
+    assert {f.name for f in EXAMPLES.glob("*.yaml")} == {"cluster.yaml", "collection.yaml", "laptop.yaml"}
+
+
+def test_kubernetes_can_do_all_that_its_example_asks_for():
+    (cluster,) = parse_vecclusters((EXAMPLES / "cluster.yaml").read_text())
+    assert unsupported(cluster.spec, "kubernetes") == []
 
 
 def test_a_laptop_can_do_all_that_its_example_asks_for():
