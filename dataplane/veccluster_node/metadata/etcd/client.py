@@ -49,9 +49,13 @@ class EtcdClient:
         self._connection = Connection(config)
         self.administration: Final = Administration(self._connection)
 
+    def open(self) -> None:
+        """Make the connections and ask nothing, for who wants to know how an etcd is that may not work."""
+        self._connection.open()
+
     async def connect(self) -> None:
         """Open the connections and make sure that etcd answers us, so that a wrong configuration shows at once."""
-        self._connection.open()
+        self.open()
         try:
             await self._connection.token()
             await self.get(_ANY_KEY)

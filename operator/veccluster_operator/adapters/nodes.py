@@ -1,0 +1,67 @@
+"""Kubernetes nodes: in which zone a pod runs, and whether its machine is there.
+
+Only the nodes that run a cluster's pods are asked for, and each at most every `TTL` seconds. Without the right to read
+nodes nothing is known, and the operator does without.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from veccluster_operator.adapters.kube import NODE, ApiError, KubeApi
+from veccluster_operator.decide.observed import ZONE_LABEL
+
+TTL = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What is known of the nodes that run some pods."""
+
+    zones: Mapping[str, str]
+    down: frozenset[str]
+
+
+class KubernetesNodes:
+    """Nodes by name, as they were a moment ago."""
+
+    def __init__(self, api: KubeApi, *, allowed: bool) -> None:
+        self._api = api
+        self._allowed = allowed
+        self._known: dict[str, tuple[float, Mapping[str, Any] | None]] = {}
+
+    async def of(self, pods: Sequence[Mapping[str, Any]]) -> Hosts:
+        """The nodes on which `pods` run."""
+        names = {name for p in pods if (name := p.get("spec", {}).get("nodeName"))}
+        found = {name: await self._node(name) for name in sorted(names)} if self._allowed else {}
+        zones = {n: zone for n, node in found.items() if node and (zone := _zone(node))}
+        return Hosts(zones, frozenset(n for n, node in found.items() if node is not None and not _is_ready(node)))
+
+    async def _node(self, name: str) -> Mapping[str, Any] | None:
+        at, node = self._known.get(name, (0.0, None))
+        if time.monotonic() - at < TTL:
+            return node
+        try:
+            node = await self._api.get(NODE, None, name)
+        except ApiError as error:
+            if error.status == 403:
+                self._allowed = False
+                log.warning("nodes_not_readable", reason="no right to read nodes: zones stay unknown")
+            node = None
+        self._known[name] = (time.monotonic(), node)
+        return node
+
+
+def _zone(node: Mapping[str, Any]) -> str:
+    labels: Mapping[str, str] = node["metadata"].get("labels") or {}
+    return labels.get(ZONE_LABEL, "")
+
+
+def _is_ready(node: Mapping[str, Any]) -> bool:
+    conditions = node.get("status", {}).get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

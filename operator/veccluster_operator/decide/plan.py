@@ -1,0 +1,256 @@
+"""Decide everything about one VecCluster: what to apply, which pod to restart, and what it says about itself.
+
+The reconcile observes, calls `decide`, and carries the actions out in their order; each can fail or be interrupted, by
+another replica too, and the next round sees what is left. On the result a second call returns no actions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from veccluster.errors import InvalidSpec
+from veccluster.model.spec import VecCluster
+from veccluster.model.support import unsupported
+from veccluster_operator import build
+from veccluster_operator.decide import etcd_upkeep, rollout, status
+from veccluster_operator.decide.drift import needs_apply, stamped
+from veccluster_operator.decide.observed import (
+    BOOTSTRAPPED_LABEL,
+    ZONE_ANNOTATION,
+    Manifest,
+    Observed,
+    is_part,
+)
+
+QUOTA = 2 << 30
+"""Bytes that each etcd member may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator itself was told."""
+
+    node_image: str
+    etcd_image: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Create the object or correct it. One that is there but was not seen is somebody else's: it is not taken over."""
+
+    manifest: dict[str, Any]
+    creates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPod:
+    """Delete a pod, so that it is made anew as it is asked to be now."""
+
+    pod: Manifest
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetZone:
+    """Tell a pod in which zone it runs."""
+
+    pod: Manifest
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkBootstrapped:
+    """Note on etcd's volume that there is a cluster: from now on none is ever begun anew beside it."""
+
+    claim: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Defragment:
+    """Have an etcd member give back what it does not use."""
+
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disarm:
+    """Lift etcd's alarm that it has no space, since it has."""
+
+
+Action = Apply | SetZone | MarkBootstrapped | Defragment | Disarm | RestartPod
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in order, and the status if nothing goes wrong meanwhile."""
+
+    actions: tuple[Action, ...]
+    situation: status.Situation
+
+
+def parse(body: Mapping[str, Any]) -> VecCluster:
+    """The VecCluster as the API server has it; `InvalidSpec` where this version of the operator cannot read it."""
+    return VecCluster.parse({key: body[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+
+
+def refusal(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Reason and sentence, when the file asks for what cannot be done."""
+    try:
+        cluster = parse(body)
+    except InvalidSpec as error:
+        return "InvalidSpec", error.detail
+    if refused := unsupported(cluster.spec, "kubernetes"):
+        return "Unsupported", "; ".join(f"{e['field']} {e['reason']}" for e in refused)
+    return None
+
+
+def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> Plan:
+    """What to do about a VecCluster that is not paused."""
+    if why := refusal(body):
+        return Plan(tuple(_zones(observed)), _refused(body, observed, why))
+    cluster = parse(body)
+    existing = observed.stateful_set(cluster.metadata.name)
+    replicas, shrinking = _replicas(cluster, existing)
+    context = _context(cluster, observed, settings, replicas)
+    try:
+        wanted = [stamped(m) for m in build.manifests(cluster, context)]
+        asked = build.asked(cluster, context)
+    except InvalidSpec as error:
+        return Plan(tuple(_zones(observed)), _refused(body, observed, ("InvalidSpec", error.detail)))
+    wanted, frozen = _within_what_can_change(wanted, observed)
+    upkeep = etcd_upkeep.decide(observed.etcd or (), QUOTA)
+    next_restart = rollout.decide(observed, existing, asked, build.differences)
+    situation = status.Situation(
+        desired=replicas,
+        obstacles=(*shrinking, *frozen),
+        rolling=_rolling(next_restart),
+        issues=upkeep.issues,
+        warnings=upkeep.warnings,
+        endpoints=build.client_endpoints(cluster),
+    )
+    actions: list[Action] = [*_applies(wanted, observed), *_zones(observed), *_bootstrapped(observed), *_upkeep(upkeep)]
+    if isinstance(next_restart, rollout.Restart) and not actions:
+        actions.append(RestartPod(next_restart.pod, f"{', '.join(next_restart.fields)} changed"))
+    return Plan(tuple(actions), situation)
+
+
+def with_obstacle(plan: Plan, obstacle: str) -> Plan:
+    """The plan's situation with one more thing that is in the way."""
+    situation = replace(plan.situation, obstacles=(*plan.situation.obstacles, obstacle))
+    return Plan(plan.actions, situation)
+
+
+def _refused(body: Mapping[str, Any], observed: Observed, why: tuple[str, str]) -> status.Situation:
+    """What runs goes on as it is until the file is corrected."""
+    existing = observed.stateful_set(body["metadata"]["name"])
+    desired = existing["spec"]["replicas"] if existing else body["spec"].get("nodes", 0)
+    return status.Situation(desired=desired if isinstance(desired, int) else 0, refusal=why)
+
+
+def _replicas(cluster: VecCluster, existing: Manifest | None) -> tuple[int, list[str]]:
+    """How many data nodes there should be; never fewer than there are, since nothing moves their shards away yet."""
+    there = existing["spec"]["replicas"] if existing else 0
+    if cluster.spec.nodes >= there:
+        return cluster.spec.nodes, []
+    says = (
+        f"spec.nodes cannot go down from {there} to {cluster.spec.nodes} yet, since the shards of the nodes that would "
+        f"go are not moved away; use {there} or more"
+    )
+    return there, [says]
+
+
+def _context(cluster: VecCluster, observed: Observed, settings: Settings, replicas: int) -> build.Context:
+    return build.Context(
+        node_image=_running_image(observed.stateful_set(cluster.metadata.name), "node") or settings.node_image,
+        tools_image=settings.node_image,
+        etcd_image=settings.etcd_image,
+        replicas=replicas,
+        bootstrapped=_is_bootstrapped(observed),
+        disruptions_allowed=1 if _can_spare_a_pod(observed, replicas) else 0,
+        operator_namespace=settings.namespace,
+    )
+
+
+def _running_image(stateful_set: Manifest | None, container: str) -> str | None:
+    """The image that an existing cluster was given: it is kept until the file names another one."""
+    if stateful_set is None:
+        return None
+    containers = stateful_set["spec"]["template"]["spec"]["containers"]
+    return next((c["image"] for c in containers if c["name"] == container), None)
+
+
+def _is_bootstrapped(observed: Observed) -> bool:
+    labelled = any(BOOTSTRAPPED_LABEL in (c["metadata"].get("labels") or {}) for c in observed.claims)
+    return labelled or _works(observed)
+
+
+def _works(observed: Observed) -> bool:
+    return bool(observed.etcd) and etcd_upkeep.has_quorum(observed.etcd or ())
+
+
+def _can_spare_a_pod(observed: Observed, replicas: int) -> bool:
+    """Whether somebody may drain a Kubernetes node: everything is up and nothing is being restarted."""
+    report = observed.report
+    if report is None or report["health"] == "critical" or len(observed.pods_of("node")) < replicas:
+        return False
+    active = sum(n["state"] == "active" for n in report["nodes"])
+    return active >= replicas and not any(report["shards"][k] for k in ("unavailable", "under_replicated", "moving"))
+
+
+def _within_what_can_change(
+    wanted: Sequence[dict[str, Any]], observed: Observed
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The manifests with what Kubernetes does not let change left as it is, and a sentence about each such field."""
+    found, says = [], []
+    for manifest in wanted:
+        existing = observed.objects.get((manifest["kind"], manifest["metadata"]["name"]))
+        is_set = manifest["kind"] == "StatefulSet" and existing is not None
+        fields = build.immutable_differences(existing, manifest) if is_set and existing else []
+        if fields and existing:
+            says.append(
+                f"{', '.join(fields)} cannot be changed for volumes that exist, and growing them is not there "
+                f"yet; StatefulSet {manifest['metadata']['name']} keeps what it has"
+            )
+        found.append(build.with_immutable_of(existing, manifest) if fields and existing else manifest)
+    return found, says
+
+
+def _applies(wanted: Sequence[dict[str, Any]], observed: Observed) -> Iterator[Apply]:
+    for manifest in wanted:
+        existing = observed.objects.get((manifest["kind"], manifest["metadata"]["name"]))
+        if needs_apply(manifest, existing):
+            yield Apply(manifest, creates=existing is None)
+
+
+def _zones(observed: Observed) -> Iterator[SetZone]:
+    for pod in observed.pods_of("node"):
+        zone = observed.zones.get(pod.get("spec", {}).get("nodeName", ""), "")
+        told = (pod["metadata"].get("annotations") or {}).get(ZONE_ANNOTATION, "")
+        if zone and zone != told:
+            yield SetZone(pod, zone)
+
+
+def _bootstrapped(observed: Observed) -> Iterator[MarkBootstrapped]:
+    if not _works(observed):
+        return
+    for claim in observed.claims:
+        if is_part(claim, "etcd") and BOOTSTRAPPED_LABEL not in (claim["metadata"].get("labels") or {}):
+            yield MarkBootstrapped(claim)
+
+
+def _upkeep(upkeep: etcd_upkeep.Upkeep) -> Iterator[Defragment | Disarm]:
+    if upkeep.defragment:
+        yield Defragment(upkeep.defragment)
+    if upkeep.disarm:
+        yield Disarm()
+
+
+def _rolling(next_restart: rollout.Restart | rollout.Held | None) -> str | None:
+    match next_restart:
+        case rollout.Restart(pod, fields):
+            return f"restarting pod {pod['metadata']['name']}: {', '.join(fields)} changed"
+        case rollout.Held(waiting, because):
+            return f"{waiting} pods must restart; the next one waits: {because}"
+        case None:
+            return None
