@@ -23,22 +23,23 @@ MARKER = "veccluster-e2e"  # the ConfigMap in kube-system that tells which clust
 
 
 def up(settings: Settings) -> None:
-    """Make sure that the cluster runs, with images of the present code; a healthy one is left as it is."""
+    """Make sure that the cluster runs, with images of the present code; a healthy one is left as it is.
+
+    The project's images come last: when they cannot be built, that is an error, but of a cluster that runs.
+    """
     with locked(Path("/run/veccluster-e2e.lock")):
         _claim_folder(settings)
-        if not problems(settings):
-            refresh_images(settings)
-            return
-        binaries.install_packages()
-        kube, coredns = binaries.kube(settings.cache), binaries.coredns(settings.cache)
-        etcd = binaries.etcd(settings.cache)
-        built = images.ensure(settings)
-        _remove(settings)
-        say("starting the cluster")
-        _start(settings, kube, coredns, etcd, built)
+        if problems(settings):
+            binaries.install_packages()
+            kube, coredns = binaries.kube(settings.cache), binaries.coredns(settings.cache)
+            etcd, basic = binaries.etcd(settings.cache), images.foundation(settings.cache)
+            _remove(settings)
+            say("starting the cluster")
+            _start(settings, kube, coredns, etcd, basic)
+        refresh_images(settings)
 
 
-def _start(settings: Settings, kube: Path, coredns: Path, etcd: Path, built: list[images.Image]) -> None:
+def _start(settings: Settings, kube: Path, coredns: Path, etcd: Path, basic: list[images.Image]) -> None:
     shutil.rmtree(settings.logs, ignore_errors=True)
     settings.volumes.mkdir(parents=True)
     network.up(settings)
@@ -50,7 +51,7 @@ def _start(settings: Settings, kube: Path, coredns: Path, etcd: Path, built: lis
         control_plane.start_controllers(settings, kube, coredns)
         for runtime in runtimes:
             runtime.result()
-    images.load(settings, built)
+    images.load(settings, basic)
     for one in settings.nodes:
         node.start_kubelet(settings, one, kube)
     _start_provisioner(settings)
@@ -58,7 +59,14 @@ def _start(settings: Settings, kube: Path, coredns: Path, etcd: Path, built: lis
     identity = secrets.token_hex(16)
     kubectl.apply([*volumes.storage_classes(), marker(identity)])
     settings.identity.write_text(identity)
-    wait_until(lambda: not problems(settings), 120, f"the cluster to be healthy; its logs are in {settings.logs}")
+    wait_until(lambda: _healthy(settings), 120, f"the cluster to be healthy; its logs are in {settings.logs}")
+
+
+def _healthy(settings: Settings) -> bool:
+    """Whether all is well; a component that has ended will not come back, so that is said at once."""
+    if dead := _not_running(settings):
+        raise HarnessError(f"{', '.join(dead)} ended; the logs are in {settings.logs}")
+    return not problems(settings)
 
 
 def marker(identity: str) -> dict[str, object]:
@@ -67,22 +75,36 @@ def marker(identity: str) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"id": identity}}
 
 
+def make_sure_it_is_ours(settings: Settings, kubectl: Kubectl) -> None:
+    """Raise unless kubectl speaks to the cluster that was made in this work directory."""
+    expected = settings.identity.read_text() if settings.identity.exists() else None
+    query = ("get", "configmap", MARKER, "-n", "kube-system", "--ignore-not-found", "-o", "jsonpath={.data.id}")
+    if expected is None or kubectl.kubeconfig != settings.kubeconfig or kubectl(*query) != expected:
+        raise HarnessError(
+            f"{kubectl.kubeconfig} does not lead to the cluster that the harness made; nothing was done to it"
+        )
+
+
 def refresh_images(settings: Settings) -> None:
     """Build what changed and load it into the running nodes."""
-    images.load(settings, images.ensure(settings))
+    images.load(settings, images.project(settings.cache))
 
 
 def problems(settings: Settings) -> list[str]:
     """What is missing for a healthy cluster."""
     if not settings.kubeconfig.exists():
         return ["no cluster"]
-    expected = [*control_plane.COMPONENTS, *(node.component(n, c) for n in settings.nodes for c in node.COMPONENTS)]
-    found = [f"{component} does not run" for component in expected if not process.marked(component)]
+    found = [f"{component} does not run" for component in _not_running(settings)]
     if not settings.identity.exists():
         found.append("it was never completed")
     if not found and not control_plane.Api(settings).ready():
         found.append("the API server does not serve")
     return found or _unready(settings)
+
+
+def _not_running(settings: Settings) -> list[str]:
+    expected = [*control_plane.COMPONENTS, *(node.component(n, c) for n in settings.nodes for c in node.COMPONENTS)]
+    return [component for component in expected if not process.marked(component)]
 
 
 def _unready(settings: Settings) -> list[str]:

@@ -161,7 +161,17 @@ class Api:
         self._tls = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
 
     def __call__(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> Any:
-        """One request; a PATCH is a merge patch."""
+        """One request with a JSON answer; a PATCH is a merge patch."""
+        return json.loads(self._request(method, path, body, timeout))
+
+    def ready(self) -> bool:
+        """Whether the API server can serve; the roles are there then, without which no controller starts."""
+        try:
+            return self._request("GET", "/readyz", None, 2) == b"ok"
+        except (OSError, ApiError):
+            return False
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> bytes:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         request = urllib.request.Request(
             self._server + path,
@@ -171,14 +181,6 @@ class Api:
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout, context=self._tls) as answer:
-                return json.load(answer)
+                return bytes(answer.read())
         except urllib.error.HTTPError as error:
             raise ApiError(error.code, error.read().decode(errors="replace")) from error
-
-    def ready(self) -> bool:
-        """Whether the API server says that it can serve."""
-        try:
-            self("GET", "/api/v1/namespaces/kube-system", timeout=2)
-        except (OSError, ApiError):
-            return False
-        return True

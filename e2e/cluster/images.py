@@ -28,19 +28,6 @@ PROJECT = {
     "Dockerfile.node": "localhost/veccluster-node:dev",
     "Dockerfile.operator": "localhost/veccluster-operator:dev",
 }
-# What project images are made from. They are built in a copy of just this, so nothing else can get into them unnoticed.
-INPUTS = (
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-    "requirements",
-    "core",
-    "dataplane",
-    "operator",
-    "cli",
-    "crds",
-    "charts",
-)
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -54,11 +41,15 @@ class Image:
     archive: Path
 
 
-def ensure(settings: Settings) -> list[Image]:
-    """Every image that the cluster has, built as far as it is missing or out of date."""
-    cache = settings.cache
+def foundation(cache: Path) -> list[Image]:
+    """What the cluster has before it has anything of the project."""
+    return [_pause(cache), _base(cache), _etcd(cache)]
+
+
+def project(cache: Path) -> list[Image]:
+    """The project's images, built as far as what they are made from has changed."""
     base = _base(cache)
-    images = [_pause(cache), base, _etcd(cache)]
+    images = []
     for dockerfile, tag in PROJECT.items():
         if (CHECKOUT / dockerfile).exists():
             images.append(_project(cache, CHECKOUT / dockerfile, tag, base))
@@ -176,19 +167,27 @@ def _project(cache: Path, dockerfile: Path, tag: str, base: Image) -> Image:
 
 
 def _copy_inputs(dockerfile: Path, context: Path, base: Image) -> str:
-    """Copy what the image is made from, and return a digest of the copy: what is built is what was hashed."""
+    """Copy what the Dockerfile copies, and return a digest of that: what is built is what was hashed, and nothing else."""
     shutil.copy2(dockerfile, context)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
-    for name in INPUTS:
-        source = CHECKOUT / name
+    for name in copied_by(dockerfile.read_text()):
+        source, target = CHECKOUT / name, context / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, context / name, ignore=ignore)
+            shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
         elif source.exists():
-            shutil.copy2(source, context)
+            shutil.copy2(source, target)
     files = sorted(path for path in context.rglob("*") if path.is_file())
     return digest(
         base.key.encode(), *(part for f in files for part in (str(f.relative_to(context)).encode(), f.read_bytes()))
     )
+
+
+def copied_by(dockerfile: str) -> list[str]:
+    """The files and folders that a Dockerfile copies from its context."""
+    copies = re.findall(r"^(?:COPY|ADD)\s+(.*)$", dockerfile.replace("\\\n", " "), re.MULTILINE)
+    words = [copy.split() for copy in copies if "--from=" not in copy]
+    return sorted({word for line in words for word in line[:-1] if not word.startswith("--")})
 
 
 def _bake(buildah: Buildah, context: Path, dockerfile: str, tag: str) -> None:
