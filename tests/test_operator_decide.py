@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from veccluster_operator.adapters.lease import DURATION, Sighting, may_take
+from veccluster_operator.build.names import ASKED_ANNOTATION, COMPONENT_LABEL
 from veccluster_operator.decide import collections, etcd_upkeep, rollout, status
 from veccluster_operator.decide.drift import needs_apply, stamped
-from veccluster_operator.decide.observed import ASKED_ANNOTATION, COMPONENT_LABEL, Member, Observed, pod_problem
+from veccluster_operator.decide.observed import Member, Observed, pod_problem
 
 ASKED = {"image": "node:1", "tuning": {"maxK": 10}}
 CHANGED = {"image": "node:2", "tuning": {"maxK": 10}}

@@ -7,11 +7,12 @@ from typing import Any
 import structlog
 
 from veccluster.errors import CollectionNotFound, Conflict, InvalidRequest, VecClusterError
+from veccluster.model.spec import VecCluster
 from veccluster_operator.adapters import kube
 from veccluster_operator.adapters.dataplane import DataPlane
 from veccluster_operator.adapters.events import Recorder
 from veccluster_operator.adapters.kube import KubeApi, Manifest
-from veccluster_operator.build import labels, owner
+from veccluster_operator.build import metadata
 from veccluster_operator.decide import collections as decisions
 from veccluster_operator.decide import status as statuses
 from veccluster_operator.decide.collections import Entry
@@ -34,9 +35,15 @@ class CollectionKeeper:
             says = f"there is no VecCluster {cluster} in namespace {namespace}"
             await self._say(resource, Condition("Ready", "False", "ClusterNotFound", says))
 
-    async def round(self, cluster: Mapping[str, Any], servers: Sequence[str], report: Mapping[str, Any] | None) -> None:
+    async def round(
+        self,
+        body: Mapping[str, Any],
+        cluster: VecCluster,
+        servers: Sequence[str],
+        report: Mapping[str, Any] | None,
+    ) -> None:
         """Create, check and drop collections; each resource says how its own fares."""
-        namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
+        namespace, name = cluster.metadata.namespace, cluster.metadata.name
         resources = await self._resources(namespace, name)
         held = await self._api.get(kube.CONFIG_MAP, namespace, f"{name}-collections")
         record = decisions.read_record(held)
@@ -50,10 +57,10 @@ class CollectionKeeper:
                 case decisions.Forget(forgotten):
                     after.pop(forgotten)
                 case decisions.Drop(dropped, uuid):
-                    if report is not None and await self._drop(cluster, servers, dropped, uuid):
+                    if report is not None and await self._drop(body, servers, dropped, uuid):
                         after.pop(dropped)
                 case decisions.Ensure():
-                    if entry := await self._ensure(cluster, action, servers, report):
+                    if entry := await self._ensure(name, action, servers, report):
                         after[action.name] = entry
         if after != record or held is None:
             await self._api.apply(_record_of(cluster, after))
@@ -64,14 +71,14 @@ class CollectionKeeper:
 
     async def _ensure(
         self,
-        cluster: Mapping[str, Any],
+        cluster: str,
         asked: decisions.Ensure,
         servers: Sequence[str],
         report: Mapping[str, Any] | None,
     ) -> Entry | None:
         """Create the collection or find it as asked; the resource's status says which, or what is in the way."""
         if report is None:
-            says = f"VecCluster {cluster['metadata']['name']} does not answer yet"
+            says = f"VecCluster {cluster} does not answer yet"
             await self._say(asked.resource, Condition("Ready", "False", "ClusterNotReady", says))
             return None
         try:
@@ -138,16 +145,10 @@ def _reasons(error: InvalidRequest) -> str:
     return "; ".join(f"{e.get('field')} {e.get('reason')}" for e in error.errors) or error.detail
 
 
-def _record_of(cluster: Mapping[str, Any], record: decisions.Record) -> Manifest:
-    metadata = cluster["metadata"]
+def _record_of(cluster: VecCluster, record: decisions.Record) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": f"{metadata['name']}-collections",
-            "namespace": metadata["namespace"],
-            "labels": labels(metadata["name"], "node"),
-            "ownerReferences": [owner(metadata["name"], metadata["uid"])],
-        },
+        "metadata": metadata(cluster, f"{cluster.metadata.name}-collections", "node"),
         "data": decisions.write_record(record),
     }

@@ -13,7 +13,7 @@ import kopf
 
 from veccluster_operator.adapters import kube
 from veccluster_operator.adapters.kube import Kind, KubeApi
-from veccluster_operator.decide.observed import CLUSTER_LABEL
+from veccluster_operator.build.names import CLUSTER_LABEL
 from veccluster_operator.reconcile import Key
 from veccluster_operator.work import Workers
 

@@ -15,28 +15,19 @@ from typing import Any, assert_never
 
 import structlog
 
-from veccluster.errors import Unreachable, VecClusterError
+from veccluster.errors import InvalidSpec, Unreachable, VecClusterError
+from veccluster.model.spec import VecCluster
 from veccluster_operator.adapters import kube
 from veccluster_operator.adapters.dataplane import DataPlane
 from veccluster_operator.adapters.etcd import Etcd
 from veccluster_operator.adapters.events import Recorder
 from veccluster_operator.adapters.kube import ApiError, KubeApi
 from veccluster_operator.adapters.nodes import KubernetesNodes
+from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, CLIENT_PORT, CLUSTER_LABEL, ZONE_ANNOTATION
 from veccluster_operator.collections import CollectionKeeper
 from veccluster_operator.decide import plan as planning
 from veccluster_operator.decide import status
-from veccluster_operator.decide.observed import (
-    BOOTSTRAPPED_LABEL,
-    CLUSTER_LABEL,
-    ZONE_ANNOTATION,
-    Manifest,
-    Observed,
-    is_leaving,
-    is_part,
-    is_ready,
-)
-
-CLIENT_PORT = 8001
+from veccluster_operator.decide.observed import Manifest, Observed, is_leaving, is_part, is_ready
 
 log = structlog.get_logger(__name__)
 
@@ -92,13 +83,15 @@ class Reconciler:
             paused = status.paused(body.get("status") or {}, body["metadata"]["generation"])
             await self._say(body, paused)
             return Outcome()
-        observed = await self._observe(key, body)
+        cluster = _parsed(body)
+        observed = await self._observe(key, body, cluster)
         plan = planning.decide(body, observed, self._settings)
         for action in plan.actions:
-            plan = await self._carry_out(body, plan, action)
+            plan = await self._carry_out(body, cluster, plan, action)
         await self._say(body, status.of(observed, plan.situation, body["metadata"]["generation"]))
         servers = _servers(observed)
-        await self._collections.round(body, servers, observed.report)
+        if cluster is not None:
+            await self._collections.round(body, cluster, servers, observed.report)
         return Outcome(servers, observed.report, time.monotonic())
 
     async def has_changed(self, outcome: Outcome) -> bool:
@@ -114,7 +107,7 @@ class Reconciler:
 
     # Observing
 
-    async def _observe(self, key: Key, body: Manifest) -> Observed:
+    async def _observe(self, key: Key, body: Manifest, cluster: VecCluster | None) -> Observed:
         selector = f"{CLUSTER_LABEL}={key.name}"
         lists = await asyncio.gather(
             *(self._api.list(kind, key.namespace, selector) for kind in (*kube.BUILT, kube.POD, kube.CLAIM))
@@ -133,7 +126,7 @@ class Reconciler:
             nodes_down=hosts.down,
             report=report,
             report_problem=problem,
-            etcd=await self._etcd.members(body, seen),
+            etcd=await self._etcd.members(cluster, seen) if cluster else None,
         )
 
     async def _ask(self, servers: Sequence[str]) -> tuple[Mapping[str, Any] | None, str | None]:
@@ -146,12 +139,16 @@ class Reconciler:
 
     # Acting
 
-    async def _carry_out(self, body: Manifest, plan: planning.Plan, action: planning.Action) -> planning.Plan:
+    async def _carry_out(
+        self, body: Manifest, cluster: VecCluster | None, plan: planning.Plan, action: planning.Action
+    ) -> planning.Plan:
         """Do it; what the API server refuses for good is an obstacle to tell, not a failure of the round."""
         try:
-            await self._do(body, action)
+            await self._do(body, cluster, action)
         except _Foreign as foreign:
             return planning.with_obstacle(plan, str(foreign))
+        except VecClusterError as error:  # etcd's upkeep is tried again at the next round
+            log.warning("not_done", cluster=body["metadata"]["name"], action=_describe(action), reason=error.detail)
         except ApiError as error:
             if not error.is_invalid:
                 raise
@@ -159,9 +156,9 @@ class Reconciler:
             return planning.with_obstacle(plan, f"the API server refuses {_describe(action)}: {error.message}")
         return plan
 
-    async def _do(self, body: Manifest, action: planning.Action) -> None:
-        cluster = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        log.info("acting", cluster=cluster, action=_describe(action))
+    async def _do(self, body: Manifest, cluster: VecCluster | None, action: planning.Action) -> None:
+        key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        log.info("acting", cluster=str(key), action=_describe(action))
         match action:
             case planning.Apply(manifest, creates):
                 await self._apply(manifest, creates=creates)
@@ -173,9 +170,11 @@ class Reconciler:
             case planning.MarkBootstrapped(claim):
                 await self._api.merge(kube.CLAIM, claim, {"metadata": {"labels": {BOOTSTRAPPED_LABEL: "true"}}})
             case planning.Defragment(member):
-                await self._etcd.defragment(body, member)
+                assert cluster is not None, "decided from its spec"
+                await self._etcd.defragment(cluster, member)
             case planning.Disarm():
-                await self._etcd.disarm(body)
+                assert cluster is not None, "decided from its spec"
+                await self._etcd.disarm(cluster)
             case _:
                 assert_never(action)
 
@@ -207,6 +206,14 @@ class Reconciler:
 
 COUNTS_EVERY = 15.0
 """Seconds after which another number of vectors is worth a round."""
+
+
+def _parsed(body: Manifest) -> VecCluster | None:
+    """The VecCluster; None where this version cannot read it, which the plan tells."""
+    try:
+        return planning.parse(body)
+    except InvalidSpec:
+        return None
 
 
 class _Foreign(Exception):

@@ -5,14 +5,13 @@ operator has no right to read.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from veccluster.model.etcd import AlarmKind
+from veccluster.model.spec import VecCluster
 from veccluster_node.metadata.etcd import EtcdClient, EtcdConfig
-from veccluster_operator.build import etcd_members
+from veccluster_operator.build import etcd_endpoints, etcd_hosts
 from veccluster_operator.decide.observed import Member, Observed
-from veccluster_operator.decide.plan import parse
 
 TIMEOUT = 2.0
 
@@ -27,13 +26,12 @@ class Etcd:
         """Close every connection."""
         await asyncio.gather(*(c.close() for c in self._clients.values()))
 
-    async def members(self, body: Mapping[str, Any], observed: Observed) -> Sequence[Member] | None:
+    async def members(self, cluster: VecCluster, observed: Observed) -> Sequence[Member] | None:
         """Each member as it sees itself; None where there is no managed etcd, or none yet."""
-        cluster = parse(body)
-        names = etcd_members(cluster)
+        names = etcd_hosts(cluster)
         if not names or not observed.pods_of("etcd"):
             return None
-        client = self._client(tuple(names.values()))
+        client = self._client(cluster)
         return [
             Member(
                 name,
@@ -48,20 +46,20 @@ class Etcd:
             for name, said in zip(names, await client.status(), strict=True)
         ]
 
-    async def defragment(self, body: Mapping[str, Any], member: str) -> None:
+    async def defragment(self, cluster: VecCluster, member: str) -> None:
         """Have a member give back what it does not use; it answers nothing else meanwhile."""
-        names = etcd_members(parse(body))
-        address = names[member].split("://", 1)[-1]
-        await self._client(tuple(names.values())).administration.defragment(address)
+        (address,) = (e for e in etcd_endpoints(cluster) if etcd_hosts(cluster)[member] in e)
+        await self._client(cluster).administration.defragment(address.split("://", 1)[-1])
 
-    async def disarm(self, body: Mapping[str, Any]) -> None:
+    async def disarm(self, cluster: VecCluster) -> None:
         """Lift the alarm that there is no space."""
-        administration = self._client(tuple(etcd_members(parse(body)).values())).administration
+        administration = self._client(cluster).administration
         for alarm in await administration.alarms():
             if alarm.kind is AlarmKind.no_space:
                 await administration.disarm(alarm)
 
-    def _client(self, endpoints: tuple[str, ...]) -> EtcdClient:
+    def _client(self, cluster: VecCluster) -> EtcdClient:
+        endpoints = tuple(etcd_endpoints(cluster))
         if endpoints not in self._clients:
             client = EtcdClient(EtcdConfig(endpoints=endpoints, timeout=TIMEOUT))
             client.open()

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from veccluster_operator.adapters.kube import NODE, ApiError, KubeApi
-from veccluster_operator.decide.observed import ZONE_LABEL
+from veccluster_operator.build.names import ZONE_LABEL
 
 TTL = 5.0
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from veccluster.model.spec import VecCluster
 from veccluster_operator.build import config, etcd, node, policies, services
 from veccluster_operator.build.asked import asked, differences
-from veccluster_operator.build.config import client_endpoints, etcd_endpoints
+from veccluster_operator.build.config import client_endpoints, etcd_endpoints, etcd_hosts
 from veccluster_operator.build.context import Context, Manifest
 from veccluster_operator.build.etcd import quota as etcd_quota
 from veccluster_operator.build.immutable import immutable_differences, with_immutable_of
+from veccluster_operator.build.names import metadata
 
 __all__ = [
     "Context",
@@ -21,9 +22,11 @@ __all__ = [
     "client_endpoints",
     "differences",
     "etcd_endpoints",
+    "etcd_hosts",
     "etcd_quota",
     "immutable_differences",
     "manifests",
+    "metadata",
     "with_immutable_of",
 ]
 

@@ -5,14 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Manifest = Mapping[str, Any]
+from veccluster_operator.build.names import ASKED_ANNOTATION, COMPONENT_LABEL
 
-CLUSTER_LABEL = "veccluster.io/cluster"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-BOOTSTRAPPED_LABEL = "veccluster.io/bootstrapped"
-ASKED_ANNOTATION = "veccluster.io/asked"
-ZONE_ANNOTATION = "veccluster.io/zone"
-ZONE_LABEL = "topology.kubernetes.io/zone"
+Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +116,6 @@ def _why_waiting(container: Mapping[str, Any]) -> str:
     waiting = container["state"]["waiting"]
     last = (container.get("lastState") or {}).get("terminated")
     if last and last.get("message"):
-        return str(last["message"]).strip()[-400:]
+        return str(last["message"]).strip().splitlines()[-1][-400:]
     code = f"; it ended with exit code {last['exitCode']}" if last else ""
     return f"{waiting.get('message') or 'no more is known'}{code}"

@@ -12,18 +12,10 @@ from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecCluster
 from veccluster.model.support import unsupported
 from veccluster_operator import build
+from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, ZONE_ANNOTATION
 from veccluster_operator.decide import etcd_upkeep, rollout, status
 from veccluster_operator.decide.drift import needs_apply, stamped
-from veccluster_operator.decide.observed import (
-    BOOTSTRAPPED_LABEL,
-    ZONE_ANNOTATION,
-    Manifest,
-    Observed,
-    is_part,
-)
-
-QUOTA = 2 << 30
-"""Bytes that each etcd member may use."""
+from veccluster_operator.decide.observed import Manifest, Observed, is_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +111,8 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     except InvalidSpec as error:
         return Plan(tuple(_zones(observed)), _refused(body, observed, ("InvalidSpec", error.detail)))
     wanted, frozen = _within_what_can_change(wanted, observed)
-    upkeep = etcd_upkeep.decide(observed.etcd or (), QUOTA)
+    managed = cluster.spec.metadata.managed
+    upkeep = etcd_upkeep.decide(observed.etcd or (), build.etcd_quota(managed) if managed else 0)
     next_restart = rollout.decide(observed, existing, asked, build.differences)
     situation = status.Situation(
         desired=replicas,
@@ -127,7 +120,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
         rolling=_rolling(next_restart),
         issues=upkeep.issues,
         warnings=upkeep.warnings,
-        endpoints=build.client_endpoints(cluster),
+        endpoints=tuple(build.client_endpoints(cluster)),
     )
     actions: list[Action] = [*_applies(wanted, observed), *_zones(observed), *_bootstrapped(observed), *_upkeep(upkeep)]
     if isinstance(next_restart, rollout.Restart) and not actions:
