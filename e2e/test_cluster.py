@@ -105,7 +105,8 @@ def reaches(python, pod, url):
 def test_pods_with_volumes_run_in_three_zones_and_find_each_other(cluster, servers, python):
     assert {cluster.nodes[node] for node in servers.values()} == {"zone-1", "zone-2", "zone-3"}
     wait_for(lambda: reaches(python, "web-0", "http://web-1.web:8000/"), 15, "a pod to be found by its name")
-    for pod in servers:  # a Service leads to a pod of its own node, or of another: all of them several times
+    for pod in servers:  # a Service leads to a pod of the same node or of another, so each is asked several times
+        wait_for(lambda pod=pod: reaches(python, pod, "http://web-vip/"), 15, f"{pod} to know the Service")
         assert all(reaches(python, pod, "http://web-vip/") for _ in range(4))
 
 
@@ -123,7 +124,7 @@ def test_a_volume_can_be_full_and_can_grow(kubectl, namespace, servers, faults, 
     assert python("web-0", WRITE.replace("written", "more", 1)) == "written"
     faults.free_volume(namespace, "data-web-0")
     free = python("web-0", "import os; s = os.statvfs('/data'); print(s.f_bavail * s.f_frsize)")
-    assert 400 << 20 < free < 500 << 20
+    assert 380 << 20 < free < 500 << 20
 
 
 def test_a_cut_is_as_wide_as_it_says_and_heals(servers, faults, python):

@@ -167,7 +167,7 @@ def _project(cache: Path, dockerfile: Path, tag: str, base: Image) -> Image:
 
 
 def _copy_inputs(dockerfile: Path, context: Path, base: Image) -> str:
-    """Copy what the Dockerfile copies, and return a digest of that: what is built is what was hashed, and nothing else."""
+    """Copy what the Dockerfile copies, and return a digest of that: what was hashed is what gets built."""
     shutil.copy2(dockerfile, context)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
     for name in copied_by(dockerfile.read_text()):
