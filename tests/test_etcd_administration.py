@@ -100,9 +100,11 @@ async def test_a_member_is_added_under_a_new_id_and_removed_however_often_one_as
     url = "http://127.0.0.1:1"
     admin = client.administration
     before = await admin.members()
-    added = await admin.add_member(url)
-    assert (added.name, added.peer_urls, added.has_started) == ("", (url,), False)
-    assert (await admin.members()).at(url) == added
-    await admin.remove_member(added.id)
-    await admin.remove_member(added.id)
+    new_id, after = await admin.add_member(url)
+    added = after.at(url)
+    assert (added.id, added.name, added.peer_urls, added.has_started) == (new_id, "", (url,), False)
+    assert set(after.members) == {*before.members, added}
+    assert await admin.members() == after
+    await admin.remove_member(new_id)
+    await admin.remove_member(new_id)
     assert await admin.members() == before

@@ -5,7 +5,7 @@ from typing import Any, Final
 from grpc import aio
 
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable
-from veccluster.model.etcd import Alarm, EtcdMember, MemberId, Membership
+from veccluster.model.etcd import Alarm, MemberId, Membership
 from veccluster_node.metadata.etcd import wire
 from veccluster_node.metadata.etcd.connection import Connection, describe
 from veccluster_node.metadata.etcd.members import Member, Metadata, NotConnected
@@ -29,8 +29,8 @@ class Administration:
 
         return wire.membership(await self._connection.call(attempt, repeatable=True, timeout=timeout))
 
-    async def add_member(self, peer_url: str, *, timeout: float | None = None) -> EtcdMember:
-        """Put a member on the list under a new id; it counts for the majority from then on, and starts when it can.
+    async def add_member(self, peer_url: str, *, timeout: float | None = None) -> tuple[MemberId, Membership]:
+        """Put a member on the list: its new id, and the list. It counts for the majority from then on.
 
         etcd does not do it while a member is down or has been connected for less than five seconds, and refuses it
         ("member not found") in the second in which a member with this URL was removed: it makes ids from URL and time.
@@ -40,7 +40,7 @@ class Administration:
             return await member.cluster.MemberAdd(wire.member_add_request(peer_url), metadata=metadata, timeout=left)
 
         reply = await self._connection.call(attempt, repeatable=False, timeout=timeout)
-        return wire.etcd_member(reply.member)
+        return MemberId(reply.member.ID), wire.membership(reply)
 
     async def remove_member(self, member_id: MemberId, *, timeout: float | None = None) -> None:
         """Take a member off the list for good; as good when it is not there. Refused where a majority would be lost."""

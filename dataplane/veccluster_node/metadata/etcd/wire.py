@@ -196,11 +196,10 @@ def member_remove_request(member: MemberId) -> Any:
 
 def membership(reply: Any) -> Membership:
     """The members of the cluster that answered."""
-    return Membership(EtcdId(reply.header.cluster_id), tuple(map(etcd_member, reply.members)))
+    return Membership(EtcdId(reply.header.cluster_id), tuple(map(_etcd_member, reply.members)))
 
 
-def etcd_member(member: Any) -> EtcdMember:
-    """One of them."""
+def _etcd_member(member: Any) -> EtcdMember:
     return EtcdMember(
         MemberId(member.ID), member.name, tuple(member.peerURLs), tuple(member.clientURLs), member.isLearner
     )
