@@ -67,12 +67,17 @@ def _needing_restart(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+_ABSENT: Final = object()
+
+
 def _differing(before: Any, now: Any, where: str) -> Iterator[str]:
+    if isinstance(before, Mapping) and before and now is _ABSENT:
+        now = {}
+    if isinstance(now, Mapping) and now and before is _ABSENT:
+        before = {}
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in before.keys() | now.keys():
-            inner_before, inner_now = before.get(name), now.get(name)
-            if isinstance(inner_before or inner_now, Mapping):
-                inner_before, inner_now = inner_before or {}, inner_now or {}
-            yield from _differing(inner_before, inner_now, f"{where}.{name}" if where else name)
+            path = f"{where}.{name}" if where else name
+            yield from _differing(before.get(name, _ABSENT), now.get(name, _ABSENT), path)
     elif before != now:
         yield where

@@ -88,7 +88,7 @@ def _pod(cluster: VecCluster, context: Context) -> dict[str, Any]:
     return {
         **pods.restricted(cluster),
         "terminationGracePeriodSeconds": 30,
-        "affinity": scheduling.within_zones(scheduling.apart(cluster, "etcd"), cluster.spec.zones),
+        "affinity": scheduling.within_zones(scheduling.apart(cluster, "etcd"), cluster.spec.zones, "spec.zones"),
         **{name: value for name, value in optional.items() if value},
         "initContainers": [_init_container(cluster, context)],
         "containers": [_container(cluster, context)],

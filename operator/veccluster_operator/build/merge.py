@@ -62,6 +62,8 @@ def _object(
         elif isinstance(value, Mapping):
             ours = result.get(name)
             result[name] = _object(ours if isinstance(ours, Mapping) else {}, value, {}, path)
+        elif isinstance(result.get(name), Mapping):
+            raise InvalidSpec.field(path, f"must be an object, is {kind_of(value)}")
         else:
             result[name] = copy.deepcopy(value)
     return result

@@ -46,12 +46,13 @@ def stateful_set(cluster: VecCluster, context: Context) -> Manifest:
 
 
 def _template(cluster: VecCluster, context: Context) -> dict[str, Any]:
-    """One pod. The zones hold whatever affinity the podTemplate gives."""
+    """One pod. The zones hold whatever affinity the podTemplate or the spec gives."""
     overrides = cluster.spec.pod_template or PodTemplate()
     built = _pod(cluster, context)
     pod = merged_pod(built, overrides.spec or {}, f"{guard.WHERE}.spec")
     guard.check(overrides, built, pod)
-    if affinity := scheduling.within_zones(pod.get("affinity"), cluster.spec.zones):
+    where = f"{guard.WHERE}.spec.affinity" if (overrides.spec or {}).get("affinity") else "spec.affinity"
+    if affinity := scheduling.within_zones(pod.get("affinity"), cluster.spec.zones, where):
         pod["affinity"] = affinity
     what = json.dumps(asked(cluster, context), sort_keys=True, separators=(",", ":"))
     return {

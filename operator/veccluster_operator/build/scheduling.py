@@ -1,10 +1,11 @@
 """Where pods may run and how they spread, in the terms of the scheduler."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecCluster
+from veccluster.model.validation import kind_of
 from veccluster_operator.build.names import HOST_LABEL, ZONE_LABEL, Component, selector
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -35,19 +36,36 @@ def apart(cluster: VecCluster, component: Component) -> dict[str, Any]:
     return {"podAntiAffinity": {_PREFERRED: terms}}
 
 
-def within_zones(affinity: Mapping[str, Any] | None, zones: Sequence[str]) -> dict[str, Any]:
-    """`affinity`, and only in `zones` if there are any.
+def within_zones(affinity: Any, zones: Sequence[str], where: str) -> dict[str, Any]:
+    """`affinity`, and only in `zones` if there are any; `InvalidSpec` names what of it is no affinity, within `where`.
 
     Terms of a node selector are alternatives, so the zones are required in each of them.
     """
-    result = copy.deepcopy(dict(affinity or {}))
+    result = _object(affinity, where)
     if not zones:
         return result
     here = {"key": ZONE_LABEL, "operator": "In", "values": list(zones)}
-    node_affinity = dict(result.get("nodeAffinity") or {})
-    terms = (node_affinity.get(_REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
-    within = [{**term, "matchExpressions": [*(term.get("matchExpressions") or []), here]} for term in terms]
-    return {**result, "nodeAffinity": {**node_affinity, _REQUIRED: {"nodeSelectorTerms": within}}}
+    where += ".nodeAffinity"
+    node_affinity = _object(result.get("nodeAffinity"), where)
+    where += f".{_REQUIRED}"
+    required = _object(node_affinity.get(_REQUIRED), where)
+    terms = _objects(required.get("nodeSelectorTerms"), f"{where}.nodeSelectorTerms") or [{}]
+    for number, term in enumerate(terms):
+        said = _objects(term.get("matchExpressions"), f"{where}.nodeSelectorTerms[{number}].matchExpressions")
+        term["matchExpressions"] = [*said, here]
+    return {**result, "nodeAffinity": {**node_affinity, _REQUIRED: {**required, "nodeSelectorTerms": terms}}}
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise InvalidSpec.field(where, f"must be an object, is {kind_of(value)}")
+    return dict(value or {})
+
+
+def _objects(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list | None):
+        raise InvalidSpec.field(where, f"must be a list, is {kind_of(value)}")
+    return [_object(item, f"{where}[{number}]") for number, item in enumerate(value or [])]
 
 
 def tolerations(cluster: VecCluster) -> list[dict[str, Any]]:
