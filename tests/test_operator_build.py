@@ -11,6 +11,7 @@ from support.podsecurity import containers, violations
 from support.vecclusters import CONTEXT, EXTERNAL, built, cluster, container, data_pod, pod_of
 from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecClusterSpec
+from veccluster_node.metadata import bootstrap
 from veccluster_operator.build import (
     client_endpoints,
     etcd_endpoints,
@@ -463,6 +464,15 @@ def test_members_are_told_of_each_other_and_whether_there_was_a_cluster_before(m
         "quota_bytes": 858993459,
     }
     assert objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] == members
+
+
+def test_the_tool_that_starts_a_member_understands_what_it_is_told(tmp_path):
+    (path := tmp_path / "bootstrap.json").write_text(built()["ConfigMap", "demo-etcd"]["data"]["bootstrap.json"])
+    told, pod = bootstrap.load(path), pod_of(built()["StatefulSet", "demo-etcd"])
+    assert told.quota_bytes == 858993459
+    ports = {p["name"]: p["containerPort"] for p in container(pod, "etcd")["ports"]}
+    assert ports == {"client": 2379, "peer": 2380, "metrics": told.metrics_port}
+    assert [f"http://{m.name}.demo-etcd.search.svc:2379" for m in told.members] == etcd_endpoints(cluster())
 
 
 @given(st.integers(256 << 20, 1 << 40))
