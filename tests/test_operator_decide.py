@@ -191,7 +191,7 @@ def test_a_cluster_on_its_way_says_what_it_waits_for_next():
     said = conditions(status.of(Observed(pods=pods, report=report("critical")), SITUATION, 1))
     assert said["Ready"][:2] == ("False", "WaitingForNodes")
     assert "1 of 3 nodes are ready; pod demo-1 cannot be scheduled: 0/3 nodes: insufficient memory." in said["Ready"][2]
-    assert said["Scaling"][0] == "True"
+    assert said["Scaling"][:2] == ("True", "AddingNodes")
 
 
 def test_a_file_that_cannot_be_done_is_a_condition_and_what_runs_stays_ready():

@@ -18,6 +18,7 @@ from typing import Any
 
 import kopf
 import structlog
+from kopf._core.engines.peering import Identity as kopf_identity  # noqa: N813 - a NewType that kopf does not export
 from kubernetes_asyncio.config import ConfigException
 
 from veccluster_operator import handlers
@@ -179,6 +180,7 @@ async def _work(options: Options, api: KubeApi, metrics: Metrics, stopped: async
         registry=handlers.registry(workers),
         settings=handlers.settings(),
         standalone=True,
+        identity=kopf_identity(options.replica),  # or kopf asks for the user's name, which a number has not
         namespaces=list(options.namespaces),
         clusterwide=not options.namespaces,
         stop_flag=stopped,

@@ -1,5 +1,6 @@
 """The data plane as the operator asks it: over HTTP, like any client, at whichever node answers."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,8 +69,15 @@ class DataPlane:
                 ) as response:
                     return _answer(response.status, await response.read())
             except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
-                why = f"{server} gave no answer: {error!r}"
+                why = f"{server}: {_words(error)}"
         raise Unreachable(f"no node of the cluster answers: {why}")
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, for a person."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot be connected to ({os.strerror(error.errno) if error.errno else error.os_error})"
+    return "gave no answer in time" if isinstance(error, TimeoutError) else f"gave no answer ({error})"
 
 
 def _answer(status: int, raw: bytes) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ def of(observed: Observed, situation: Situation, generation: int) -> Status:
         _ready(observed, situation, ready, health),
         _progressing(observed, situation, ready),
         _degraded(health, issues),
-        _scaling(situation, len(pods), ready),
+        _scaling(situation, len(pods)),
     ]
     status: Status = {
         "observedGeneration": generation,
@@ -93,11 +93,11 @@ def _issues(observed: Observed, situation: Situation, pods: Sequence[Manifest]) 
     yield from situation.obstacles
     if observed.report is not None:
         yield from observed.report.get("issues", ())
-    elif observed.report_problem and pods:
-        yield f"The cluster cannot be asked how it is: {observed.report_problem}."
     for pod in observed.pods:
         if problem := pod_problem(pod, observed.nodes_down):
-            yield f"{problem[0].upper()}{problem[1:]}."
+            yield f"{problem[0].upper()}{problem[1:].rstrip('.')}."
+    if observed.report is None and observed.report_problem and pods:
+        yield f"The cluster cannot be asked how it is: {observed.report_problem}."
     yield from situation.issues
     yield from situation.warnings
 
@@ -156,10 +156,9 @@ def _degraded(health: str, issues: Sequence[str]) -> Condition:
     return Condition("Degraded", "True", health.capitalize(), _first(issues, "no reason is known"))
 
 
-def _scaling(situation: Situation, there: int, ready: int) -> Condition:
-    if there < situation.desired or ready < situation.desired:
-        says = f"{ready} of {situation.desired} nodes are ready"
-        return Condition("Scaling", "True" if there < situation.desired else "False", "AddingNodes", says)
+def _scaling(situation: Situation, there: int) -> Condition:
+    if there < situation.desired:
+        return Condition("Scaling", "True", "AddingNodes", f"{there} of {situation.desired} nodes are there")
     return Condition("Scaling", "False", "Complete", f"{situation.desired} nodes, as asked")
 
 
@@ -210,13 +209,23 @@ class News:
 
 
 def news(status: Status, previous: Mapping[str, Any]) -> Iterator[News]:
-    """What has changed since the previous status that a person would want to be told."""
+    """What has changed since the previous status that a person would want to be told, each sentence once."""
     before = {c["type"]: c for c in previous.get("conditions", [])}
+    told: set[str] = set()
     for condition in status["conditions"]:
         old = before.get(condition["type"], {})
-        told = ("status", "reason", "message") if condition["type"] in ("Ready", "Progressing") else ("status",)
-        if condition["type"] != "Scaling" and any(old.get(k) != condition[k] for k in told):
+        changed = any(old.get(k) != condition[k] for k in _NEWSWORTHY[condition["type"]])
+        if changed and condition["message"] not in told:
+            told.add(condition["message"])
             yield News(condition["reason"], condition["message"], _is_bad(condition))
+
+
+_NEWSWORTHY = {
+    "Ready": ("status", "reason", "message"),
+    "Progressing": ("status", "reason", "message"),
+    "Degraded": ("status",),
+    "Scaling": (),
+}
 
 
 def _is_bad(condition: Mapping[str, Any]) -> bool:

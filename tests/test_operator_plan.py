@@ -1,0 +1,246 @@
+"""What the operator does about a VecCluster: on plain values, round after round, as the API server would answer."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from veccluster_operator import build
+from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, COMPONENT_LABEL, ZONE_ANNOTATION
+from veccluster_operator.decide import plan
+from veccluster_operator.decide.observed import Member, Observed
+
+SETTINGS = plan.Settings(node_image="node:1", etcd_image="etcd:1", namespace="veccluster-system")
+
+
+def body(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "veccluster.io/v1alpha1",
+        "kind": "VecCluster",
+        "metadata": {"name": "demo", "namespace": "search", "uid": "uid-1", "generation": 1},
+        "spec": {"nodes": 3, **spec},
+    }
+
+
+def healthy_report() -> dict[str, Any]:
+    return {
+        "health": "healthy",
+        "issues": [],
+        "leader": "demo-0",
+        "nodes": [{"id": f"demo-{n}", "state": "active"} for n in range(3)],
+        "shards": {"total": 3, "under_replicated": 0, "unavailable": 0, "moving": 0},
+        "vectors": 0,
+        "version": "0.1.0",
+    }
+
+
+def created(actions: tuple[plan.Action, ...], before: Observed) -> Observed:
+    """The world after the operator's actions and those of the controllers of Kubernetes: all pods come up at once."""
+    objects: dict[tuple[str, str], Any] = dict(before.objects)
+    for action in actions:
+        if isinstance(action, plan.Apply):
+            made = copy.deepcopy(action.manifest)
+            generation = (
+                objects.get((made["kind"], made["metadata"]["name"]), {}).get("metadata", {}).get("generation", 0)
+            )
+            made["metadata"]["generation"] = generation + 1
+            made["status"] = {"observedGeneration": generation + 1}
+            objects[made["kind"], made["metadata"]["name"]] = made
+    gone = {a.pod["metadata"]["name"] for a in actions if isinstance(a, plan.RestartPod)}
+    zones = {a.pod["metadata"]["name"]: a.zone for a in actions if isinstance(a, plan.SetZone)}
+    kept = {p["metadata"]["name"]: p for p in before.pods if p["metadata"]["name"] not in gone}
+    pods = [_with_zone(p, zones) for o in objects.values() if o["kind"] == "StatefulSet" for p in _pods(o, kept)]
+    marked = any(isinstance(a, plan.MarkBootstrapped) for a in actions)
+    return replace(before, objects=objects, pods=pods, claims=_claims(marked or any(map(_is_marked, before.claims))))
+
+
+def _pods(stateful_set: Mapping[str, Any], kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found, template = [], stateful_set["spec"]["template"]
+    for number in range(stateful_set["spec"]["replicas"]):
+        name = f"{stateful_set['metadata']['name']}-{number}"
+        new = {
+            "metadata": {"name": name, **copy.deepcopy(template["metadata"])},
+            "spec": {**copy.deepcopy(template["spec"]), "nodeName": f"host-{number}"},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}], "podIP": f"10.0.0.{number}"},
+        }
+        found.append(kept.get(name, new))
+    return found
+
+
+def _with_zone(pod: dict[str, Any], zones: Mapping[str, str]) -> dict[str, Any]:
+    if zone := zones.get(pod["metadata"]["name"]):
+        pod = copy.deepcopy(pod)
+        pod["metadata"].setdefault("annotations", {})[ZONE_ANNOTATION] = zone
+    return pod
+
+
+def _claims(marked: bool) -> list[dict[str, Any]]:
+    labels = {COMPONENT_LABEL: "etcd", **({BOOTSTRAPPED_LABEL: "true"} if marked else {})}
+    return [{"metadata": {"name": f"data-demo-etcd-{n}", "labels": labels}} for n in range(3)]
+
+
+def _is_marked(claim: Mapping[str, Any]) -> bool:
+    return BOOTSTRAPPED_LABEL in claim["metadata"]["labels"]
+
+
+def settled(asked: dict[str, Any], observed: Observed | None = None, rounds: int = 10) -> Observed:
+    """The world after as many rounds as it takes until nothing is left to do."""
+    observed = observed or Observed()
+    for _ in range(rounds):
+        decided = plan.decide(asked, observed, SETTINGS)
+        if not decided.actions:
+            return observed
+        observed = created(decided.actions, observed)
+        members = [Member(f"demo-etcd-{n}", version="3.5.16", has_leader=True) for n in range(3)]
+        zones = {f"host-{n}": f"zone-{n}" for n in range(3)}
+        observed = replace(observed, report=healthy_report(), etcd=members, zones=zones)
+    raise AssertionError(f"after {rounds} rounds there is still something to do: {decided.actions}")
+
+
+def what(actions: tuple[plan.Action, ...]) -> list[str]:
+    return [type(a).__name__ for a in actions]
+
+
+def test_a_new_cluster_is_created_once_and_then_left_alone():
+    observed = settled(body())
+    assert ("StatefulSet", "demo") in observed.objects
+    assert ("StatefulSet", "demo-etcd") in observed.objects
+    assert plan.decide(body(), observed, SETTINGS).actions == ()
+
+
+@pytest.mark.parametrize("step", range(13))
+def test_whatever_a_dying_operator_has_left_undone_the_next_one_does_and_nothing_twice(step):
+    first = plan.decide(body(), Observed(), SETTINGS).actions
+    observed = created(first[:step], Observed())
+    second = plan.decide(body(), observed, SETTINGS).actions
+    again = {(a.manifest["kind"], a.manifest["metadata"]["name"]) for a in second if isinstance(a, plan.Apply)}
+    done = {(a.manifest["kind"], a.manifest["metadata"]["name"]) for a in first[:step] if isinstance(a, plan.Apply)}
+    assert not again & done
+    assert set(settled(body(), observed).objects) == set(settled(body()).objects)
+
+
+def test_what_is_deleted_or_changed_by_hand_comes_back():
+    observed = settled(body())
+    without = {k: v for k, v in observed.objects.items() if k != ("Service", "demo")}
+    (restored,) = plan.decide(body(), replace(observed, objects=without), SETTINGS).actions
+    assert isinstance(restored, plan.Apply)
+    assert restored.creates
+    changed: Any = copy.deepcopy(observed.objects)
+    changed["StatefulSet", "demo"]["spec"]["replicas"] = 5
+    (scaled_up,) = plan.decide(body(nodes=5), replace(observed, objects=changed), SETTINGS).actions[:1]
+    assert isinstance(scaled_up, plan.Apply)
+    changed["StatefulSet", "demo"]["spec"]["template"]["spec"]["containers"][0]["image"] = "other"
+    assert plan.decide(body(image="node:1"), replace(observed, objects=changed), SETTINGS).actions
+
+
+def test_a_new_operator_restarts_no_data_pod():
+    observed = settled(body())
+    newer = replace(SETTINGS, node_image="node:2", etcd_image="etcd:2")
+    for _ in range(3):
+        decided = plan.decide(body(), observed, newer)
+        assert "RestartPod" not in what(decided.actions)
+        assert decided.situation.rolling is None
+        observed = created(decided.actions, observed)
+    node = observed.objects["StatefulSet", "demo"]["spec"]["template"]["spec"]["containers"][0]
+    assert node["image"] == "node:1"
+
+
+def test_a_change_that_needs_it_restarts_each_pod_once_one_after_the_other():
+    observed, restarted = settled(body()), []
+    changed = body(tuning={"maxK": 500})
+    while actions := plan.decide(changed, observed, SETTINGS).actions:
+        restarted += [a.pod["metadata"]["name"] for a in actions if isinstance(a, plan.RestartPod)]
+        assert sum(isinstance(a, plan.RestartPod) for a in actions) <= 1
+        observed = created(actions, observed)
+    assert restarted == ["demo-2", "demo-1", "demo-0"]
+
+
+def test_more_nodes_are_added_without_a_restart_and_fewer_are_refused_in_words():
+    observed = settled(body())
+    decided = plan.decide(body(nodes=4), observed, SETTINGS)
+    assert set(what(decided.actions)) == {"Apply"}
+    grown = created(decided.actions, observed)
+    assert grown.objects["StatefulSet", "demo"]["spec"]["replicas"] == 4
+    shrunk = plan.decide(body(nodes=3), grown, SETTINGS)
+    assert "spec.nodes cannot go down from 4 to 3 yet" in shrunk.situation.obstacles[0]
+    assert shrunk.situation.desired == 4
+    assert "RestartPod" not in what(shrunk.actions)
+
+
+def test_volumes_that_cannot_change_are_told_and_the_rest_is_applied():
+    observed = settled(body())
+    decided = plan.decide(body(storage={"size": "20Gi"}, resources={"limits": {"memory": "2Gi"}}), observed, SETTINGS)
+    assert "spec.storage.size cannot be changed" in decided.situation.obstacles[0]
+    (applied,) = (a for a in decided.actions if isinstance(a, plan.Apply) and a.manifest["kind"] == "StatefulSet")
+    (claim,) = applied.manifest["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "10Gi"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        ({"hibernate": True}, "Unsupported", "spec.hibernate"),
+        ({"replicationFactor": 2}, "Unsupported", "spec.replicationFactor"),
+        ({"nodes": 0}, "InvalidSpec", "spec.nodes"),
+        ({"podTemplate": {"spec": {"hostNetwork": True}}}, "InvalidSpec", "hostNetwork"),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing_and_is_said(spec, reason, words):
+    observed = settled(body())
+    decided = plan.decide(body(**spec), observed, SETTINGS)
+    assert decided.actions == ()
+    assert decided.situation.refusal is not None
+    assert decided.situation.refusal[0] == reason
+    assert words in decided.situation.refusal[1]
+    assert decided.situation.desired == 3
+    assert plan.decide(body(), observed, SETTINGS).actions == ()
+
+
+def test_volumes_of_an_etcd_that_existed_never_begin_another_one():
+    claims = _claims(marked=True)
+    decided = plan.decide(body(), Observed(claims=claims), SETTINGS)
+    (config,) = (
+        a.manifest
+        for a in decided.actions
+        if isinstance(a, plan.Apply)
+        and (a.manifest["kind"], a.manifest["metadata"]["name"]) == ("ConfigMap", "demo-etcd")
+    )
+    assert '"bootstrapped": true' in config["data"]["bootstrap.json"]
+
+
+def test_the_disruption_budget_allows_a_drain_only_while_all_is_well():
+    observed = settled(body())
+
+    def allowed(seen: Observed) -> Any:
+        applied = [a for a in plan.decide(body(), seen, SETTINGS).actions if isinstance(a, plan.Apply)]
+        for action in applied:
+            if (action.manifest["kind"], action.manifest["metadata"]["name"]) == ("PodDisruptionBudget", "demo"):
+                return action.manifest["spec"]["maxUnavailable"]
+        return seen.objects["PodDisruptionBudget", "demo"]["spec"]["maxUnavailable"]
+
+    assert allowed(observed) == 1
+    ill = healthy_report() | {"health": "critical", "shards": {**healthy_report()["shards"], "unavailable": 1}}
+    assert allowed(replace(observed, report=ill)) == 0
+    assert allowed(replace(observed, report=None)) == 0
+
+
+def test_every_object_that_is_applied_can_be_found_again_by_its_owner():
+    for action in plan.decide(body(), Observed(), SETTINGS).actions:
+        assert isinstance(action, plan.Apply)
+        assert action.manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+
+
+def test_building_twice_gives_the_same():
+    cluster = plan.parse(body())
+    context = build.Context(
+        node_image="a",
+        tools_image="b",
+        etcd_image="c",
+        replicas=3,
+        bootstrapped=False,
+        disruptions_allowed=0,
+        operator_namespace="x",
+    )
+    assert build.manifests(cluster, context) == build.manifests(plan.parse(body()), context)
