@@ -111,7 +111,7 @@ async def _run(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     metrics = Metrics()
-    api = await KubeApi.connect()
+    api = await KubeApi.connect(metrics.request)
     runner = await web.serve(options.port, metrics, ready=lambda: True)
     leadership = Leadership(api, options.own_namespace, options.lease, options.replica)
     try:

@@ -17,6 +17,7 @@ import structlog
 
 from veccluster.errors import InvalidSpec, Unreachable, VecClusterError
 from veccluster.model.spec import VecCluster
+from veccluster_node.storage import failpoints
 from veccluster_operator.adapters import kube
 from veccluster_operator.adapters.dataplane import DataPlane
 from veccluster_operator.adapters.etcd import Etcd
@@ -158,6 +159,7 @@ class Reconciler:
 
     async def _do(self, body: Manifest, cluster: VecCluster | None, action: planning.Action) -> None:
         key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        self._api.require_active()
         log.info("acting", cluster=str(key), action=_describe(action))
         match action:
             case planning.Apply(manifest, creates):
@@ -177,6 +179,7 @@ class Reconciler:
                 await self._etcd.disarm(cluster)
             case _:
                 assert_never(action)
+        failpoints.hit("operator.acted")
 
     async def _apply(self, manifest: dict[str, Any], *, creates: bool) -> None:
         """What is there under this name although it was not seen among ours belongs to somebody else."""
@@ -200,6 +203,7 @@ class Reconciler:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await self._api.write_status(kube.VEC_CLUSTER, body, status.with_times(wanted, previous, now))
+        failpoints.hit("operator.said")
         for change in status.news(wanted, previous):
             await self._recorder.note(body, change.reason, change.message, warning=change.warning)
 

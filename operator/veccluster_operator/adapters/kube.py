@@ -7,8 +7,9 @@ changed since is not overwritten.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import aiohttp
@@ -106,23 +107,29 @@ def kind_of(manifest: Mapping[str, Any]) -> Kind:
 class KubeApi:
     """One connection pool to the API server. Reads need no fence; writes are refused without one that holds."""
 
-    def __init__(self, client: ApiClient, fence: Fence | None = None) -> None:
+    def __init__(self, client: ApiClient, count: Callable[[str], None], fence: Fence | None = None) -> None:
         self._client = client
+        self._count = count
         self._fence = fence
 
     @classmethod
-    async def connect(cls) -> "KubeApi":
-        """With the pod's service account, or the kubeconfig of whoever runs the operator by hand."""
+    async def connect(cls, count: Callable[[str], None]) -> "KubeApi":
+        """With the pod's service account, or the kubeconfig of whoever runs the operator by hand.
+
+        `count` is called with the method of each request.
+        """
         configuration = Configuration()
         try:
             kubeconfig.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except kubeconfig.ConfigException:
             await kubeconfig.load_kube_config(client_configuration=configuration)
-        return cls(ApiClient(configuration))
+        client = ApiClient(configuration)
+        client.user_agent = f"veccluster-operator/{version('veccluster')}"
+        return cls(client, count)
 
     def fenced(self, fence: Fence) -> "KubeApi":
         """The same connections, with the right to write for as long as `fence` says."""
-        return KubeApi(self._client, fence)
+        return KubeApi(self._client, self._count, fence)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -241,6 +248,7 @@ class KubeApi:
         content_type: str | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
+        self._count(method)
         headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
         try:
             response: aiohttp.ClientResponse = await self._client.call_api(

@@ -23,6 +23,12 @@ class Metrics:
         )
         self.clusters = Gauge(f"{PREFIX}_clusters", "VecClusters that are looked after", registry=self.registry)
         self.failing = Gauge(f"{PREFIX}_failing_clusters", "Those whose last round failed", registry=self.registry)
+        self.requests = Counter(
+            f"{PREFIX}_api_requests",
+            "Requests to the API server, kopf's two watches aside",
+            ["method"],
+            registry=self.registry,
+        )
         self.active = Gauge(f"{PREFIX}_active", "1 while this replica is the one that acts", registry=self.registry)
         self._last_success = time.monotonic()
         Gauge(
@@ -36,6 +42,10 @@ class Metrics:
     def success_age(self) -> float:
         """Seconds since then."""
         return time.monotonic() - self._last_success
+
+    def request(self, method: str) -> None:
+        """A request is sent to the API server."""
+        self.requests.labels(method).inc()
 
     def text(self) -> bytes:
         """All of them in Prometheus' format."""
