@@ -1,11 +1,15 @@
 """What a node is told when it starts: one JSON file, parsed once into frozen values.
 
 {"id": "demo-0", "cluster": "demo", "namespace": "default", "data_dir": "...", "listen": "127.0.0.1:8001",
- "peer_listen": "127.0.0.1:0", "advertise": null, "zone": "", "spec": {the VecCluster's spec},
- "etcd": {"endpoints": ["127.0.0.1:2379"], "username": null, "password_file": null,
+ "peer_listen": "127.0.0.1:0", "advertise": null, "zone": "", "zone_file": null, "spec": {the VecCluster's spec},
+ "etcd": {"endpoints": ["127.0.0.1:2379"], "username": null, "username_file": null, "password_file": null,
           "tls": {"ca_file": null, "cert_file": null, "key_file": null} | null}}
+
+In Kubernetes all pods share one file; what differs (`id`, `advertise`, `zone_file`) comes from the command line.
 """
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +33,28 @@ class Etcd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     endpoints: tuple[str, ...]
     username: str | None = None
+    username_file: str | None = None
+    """Instead of `username`: the other half of a mounted Secret."""
     password_file: str | None = None
     tls: Tls | None = None
 
     def client(self) -> EtcdConfig:
-        """What the etcd client is told; reads the password."""
+        """What the etcd client is told.
+
+        A certificate and key that are both not there count as not given: a Secret has them only where etcd asks for
+        them, and the operator may not look into it.
+        """
         tls = self.tls or Tls()
+        cert, key = _path(tls.cert_file), _path(tls.key_file)
+        given = (cert and cert.exists()) or (key and key.exists())
         return EtcdConfig(
             endpoints=self.endpoints,
             ca_file=_path(tls.ca_file),
-            cert_file=_path(tls.cert_file),
-            key_file=_path(tls.key_file),
+            cert_file=cert if given else None,
+            key_file=key if given else None,
             username=self.username,
-            password=Path(self.password_file).read_text().rstrip("\n") if self.password_file else None,
+            username_file=_path(self.username_file),
+            password_file=_path(self.password_file),
         )
 
 
@@ -64,10 +77,19 @@ class Address(msgspec.Struct, frozen=True):
         return cls(host.strip("[]"), int(port))
 
 
+def host_port(host: str, port: int) -> str:
+    """As one writes it; an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+
+
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file as it is written."""
 
-    id: str
+    id: str = ""
     cluster: str
     namespace: str = "default"
     data_dir: str
@@ -76,6 +98,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     advertise: str | None = None
     """Host under which other nodes and clients reach this one; by default the host that it listens on."""
     zone: str = ""
+    zone_file: str | None = None
+    """File that names the zone once it is known; before that, `zone` holds."""
     etcd: Etcd
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -83,14 +107,42 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """The spec, parsed; `InvalidSpec` names what is wrong."""
         return VecClusterSpec.parse(self.spec)
 
+    def check(self) -> None:
+        """Raise ValueError, OSError or `InvalidSpec` that names what is wrong."""
+        if not _ID.fullmatch(self.id):
+            given = f"is {self.id!r}" if self.id else "is missing: give it here or as --id"
+            raise ValueError(f"id must be letters, digits, '-', '_' and '.', {given}")
+        listen = [Address.parse(getattr(self, field), field) for field in ("listen", "peer_listen")]
+        if self.advertise is None:
+            if any(_is_every_address(a.host) for a in listen):
+                raise ValueError("advertise must name this node's host when it listens on all addresses")
+        elif not _HOST.fullmatch(self.advertise) and not _is_ipv6(self.advertise):
+            raise ValueError(f"advertise must be a host name or an address, without a port, is {self.advertise!r}")
+        self.etcd.client().login()
 
-def load(path: Path) -> NodeConfig:
-    """Read a config file; `InvalidSpec` says what is wrong with it."""
+
+def _is_every_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def load(path: Path, **given: str | None) -> NodeConfig:
+    """Read a config file; `InvalidSpec` says what is wrong with it. `given`, where not None, goes before the file."""
     try:
         config = msgspec.json.decode(path.read_bytes(), type=NodeConfig)
-        for field in ("listen", "peer_listen"):
-            Address.parse(getattr(config, field), field)
-        config.etcd.client()
+        config = msgspec.structs.replace(config, **{k: v for k, v in given.items() if v is not None})
+        config.check()
+    except InvalidSpec as error:
+        raise InvalidSpec(f"the node's config {path} cannot be used: {error.detail}") from error
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise InvalidSpec(f"the node's config {path} cannot be used: {error}") from error
     return config

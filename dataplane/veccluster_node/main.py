@@ -7,15 +7,14 @@ not ours.
 import argparse
 import asyncio
 import gc
-import io
-import logging
 import os
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TextIO, cast
+from typing import NoReturn
 
 import structlog
 from aiohttp import web
@@ -23,7 +22,8 @@ from aiohttp import web
 from veccluster.errors import InvalidSpec, VecClusterError
 from veccluster.model.spec import VecClusterSpec
 from veccluster_node import config as configuration
-from veccluster_node.config import Address, NodeConfig
+from veccluster_node import logs
+from veccluster_node.config import Address, NodeConfig, host_port
 from veccluster_node.host import ShardHost
 from veccluster_node.http import application
 from veccluster_node.identity import Identity, WrongDirectory, claim
@@ -35,6 +35,8 @@ from veccluster_node.settings import node_settings, storage_settings
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
 SHUTDOWN_TIMEOUT = 10.0
 """Seconds that requests under way are given when the node stops."""
+STOP_TIMEOUT = 40.0
+"""Seconds after which a node that was told to stop ends, whatever is still under way."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +45,24 @@ def main() -> None:
     """Entry point of `veccluster-node`."""
     arguments = argparse.ArgumentParser(prog="veccluster-node", description="A data node of a VecCluster.")
     arguments.add_argument("--config", type=Path, required=True, help="JSON file, see docs/architecture.md")
-    arguments.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    arguments.add_argument("--id", help="this node's id; goes before the file's")
+    arguments.add_argument(
+        "--advertise", metavar="HOST", help="host under which the others and clients reach this node"
+    )
+    arguments.add_argument("--zone-file", metavar="FILE", help="file that names this node's zone, now or later")
+    arguments.add_argument(
+        "--stop-timeout",
+        type=float,
+        default=STOP_TIMEOUT,
+        metavar="SECONDS",
+        help="end this long after being told to stop, whatever is still under way (default: %(default)g)",
+    )
+    arguments.add_argument("--log-level", default="info", choices=logs.LEVELS)
     options = arguments.parse_args()
-    _log_to_stderr(options.log_level)
+    logs.to_stderr(options.log_level)
     try:
-        config = configuration.load(options.config)
+        given = {"id": options.id, "advertise": options.advertise, "zone_file": options.zone_file}
+        config = configuration.load(options.config, **given)
         spec = config.cluster_spec()
         identity = claim(Path(config.data_dir), config.id)
         client_socket, peer_socket = (_listen(Address.parse(a)) for a in (config.listen, config.peer_listen))
@@ -58,7 +73,7 @@ def main() -> None:
     except OSError as error:
         _give_up(EXIT_ADDRESS if isinstance(error, AddressInUse) else EXIT_DIRECTORY, str(error))
     try:
-        asyncio.run(_serve(config, spec, identity, client_socket, peer_socket))
+        asyncio.run(_serve(config, spec, identity, client_socket, peer_socket, options.stop_timeout))
     except* VecClusterError as group:
         code = EXIT_DIRECTORY if group.subgroup(WrongDirectory) else EXIT_FAILED
         _give_up(code, "; ".join(str(e) for e in group.exceptions))
@@ -74,6 +89,7 @@ async def _serve(
     identity: Identity,
     client_socket: socket.socket,
     peer_socket: socket.socket,
+    stop_timeout: float,
 ) -> None:
     """Run the node and its two ports until SIGTERM or SIGINT."""
     settings, limits = node_settings(spec), spec.tuning.limits()
@@ -87,23 +103,38 @@ async def _serve(
     clients = await application.start(node, spec, limits, shutdown_timeout=SHUTDOWN_TIMEOUT)
     peers = web.AppRunner(peer_port(node.answer), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
     await peers.setup()
-    await web.SockSite(clients, client_socket).start()
+    await web.SockSite(clients.runner, client_socket).start()
     await web.SockSite(peers, peer_socket).start()
     gc.freeze()  # what start-up made stays; collections need not walk it
-    addresses = [f"{config.advertise or s.getsockname()[0]}:{s.getsockname()[1]}" for s in (client_socket, peer_socket)]
+    bound = [s.getsockname() for s in (client_socket, peer_socket)]
+    addresses = [host_port(config.advertise or host, port) for host, port, *_ in bound]
     log.info("listening", node=node.id, address=addresses[0], peer_address=addresses[1])
     life = asyncio.create_task(node.run(*addresses))
     stop = asyncio.create_task(stopped.wait())
     await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping", node=node.id)
+    _end_within(stop_timeout)
     node.draining = True
-    await clients.cleanup()
-    await peers.cleanup()
+    await clients.close()
+    # The others know that this node goes before it stops answering them.
     life.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.gather(stop if stopped.is_set() else life)
     await asyncio.gather(life, return_exceptions=True)
+    await peers.cleanup()
     await node.close()
+
+
+def _end_within(seconds: float) -> None:
+    """End the process after so long even if a thread still opens a shard: what was acknowledged is on disk."""
+
+    def end() -> None:
+        log.warning("stopped_in_the_middle", seconds=seconds)
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(address: Address) -> socket.socket:
@@ -116,38 +147,6 @@ def _listen(address: Address) -> socket.socket:
     except OSError as error:
         raise AddressInUse(f"cannot listen on {address.host}:{address.port}: {error.strerror or error}") from error
     return sock
-
-
-def _log_to_stderr(level: str) -> None:
-    """One JSON object a line: the event, its level and time, and the shard, epoch and seq that it is about."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Tolerant(sys.stderr))),
-        cache_logger_on_first_use=True,
-    )
-
-
-class _Tolerant(io.TextIOBase):
-    """A stream whose failures are nobody's business: a full disk under the log must not stop the node."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
 
 
 def _give_up(code: int, why: str) -> NoReturn:

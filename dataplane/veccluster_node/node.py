@@ -10,7 +10,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import msgspec
 import structlog
 
 import veccluster_node
@@ -18,6 +20,7 @@ from veccluster.decisions.health import Verdict, judge
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Load, Node, NodeId
+from veccluster_node import zone as zones
 from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
 from veccluster_node.identity import Identity, WrongDirectory
@@ -54,6 +57,7 @@ class DataNode:
         self.settings = settings
         self._identity = identity
         self._reconciler: Reconciler | None = None
+        self._zone = config.zone
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
@@ -127,10 +131,12 @@ class DataNode:
             id=self.id,
             address=address,
             peer_address=peer_address,
-            zone=self._config.zone,
+            zone=self._zone,
             incarnation=self._identity.incarnation,
             version=veccluster_node.VERSION,
         )
+        if self._config.zone_file:
+            self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
         async with _connected(self._config) as client:
             store = Store(client, Keys(self._config.namespace, self._config.cluster))
             self._reconciler = Reconciler(self.id, me.incarnation, store, self.host)
@@ -138,6 +144,8 @@ class DataNode:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(store.follow())
                 await store.known()
+                if self._config.zone_file:
+                    tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me))
                 tasks.create_task(self._reconciler.run())
 
@@ -148,6 +156,13 @@ class DataNode:
         await self.peers.close()
         await self.host.close()
 
+    async def _follow_zone(self, store: Store, path: Path) -> None:
+        async for zone in zones.follow(path):
+            if zone != self._zone:
+                log.info("zone_changed", zone=zone, before=self._zone)
+                self._zone = zone
+                store.wake()
+
     async def _be_member(self, store: Store, client: EtcdClient, me: Node) -> None:
         """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost."""
         while True:
@@ -155,20 +170,27 @@ class DataNode:
                 await self._refuse_a_second_self(store, me)
                 async with await store.grant(self.settings.lease_ttl) as lease:
                     self._lease = lease
-                    await store.register(me)
-                    await self._publish_and_campaign(store, client, lease)
+                    me = await self._register(store, me)
+                    await self._publish_and_campaign(store, client, lease, me)
             except (LeaseLost, MetadataUnavailable, OutcomeUnknown) as error:
                 self._lease_lost_at = self._lease_lost_at or time.monotonic()
                 log.warning("membership_interrupted", reason=error.detail)
                 await asyncio.sleep(PAUSE_BETWEEN_TRIES)
 
-    async def _publish_and_campaign(self, store: Store, client: EtcdClient, lease: Lease) -> None:
+    async def _register(self, store: Store, me: Node) -> Node:
+        me = msgspec.structs.replace(me, zone=self._zone)
+        await store.register(me)
+        return me
+
+    async def _publish_and_campaign(self, store: Store, client: EtcdClient, lease: Lease, me: Node) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
         campaign = asyncio.create_task(campaign_and_lead(store, election, lease))
         try:
             published: Load | None = None
             async for _ in store.changes(at_least_every=HEARTBEAT):
                 lease.check()
+                if me.zone != self._zone:
+                    me = await self._register(store, me)
                 load = self._load()
                 if load != published:
                     await store.publish(load, lease)

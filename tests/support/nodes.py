@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -99,9 +99,10 @@ class Nodes:
         file.write_text(json.dumps(config | changes))
         return file
 
-    def start(self, number: int, **changes: Any) -> None:
-        """Start a node on the data that it has."""
-        command = [sys.executable, "-m", "veccluster_node", "--config", str(self.config(number, **changes))]
+    def start(self, number: int, arguments: Sequence[str] = (), **changes: Any) -> None:
+        """Start a node on the data that it has, with `changes` of its configuration."""
+        config = self.config(number, **changes)
+        command = [sys.executable, "-m", "veccluster_node", "--config", str(config), *arguments]
         with self.log_file(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
                 tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment}

@@ -1,8 +1,12 @@
 """The port for clients: routes, and what wraps them."""
 
+import asyncio
+import time
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from veccluster.errors import Unavailable
@@ -17,8 +21,26 @@ MAX_LINE_SIZE = 64 << 10
 """Bytes of a request's first line, with a filter in its query string, and of one header, with tokens of many shards."""
 
 
-async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdown_timeout: float) -> web.AppRunner:
-    """The application, ready to be given a socket; `shutdown_timeout` is what requests under way get at the end."""
+LAST_CALL = 0.5
+"""Seconds in which clients that keep connections open are told to leave them, by the answer to what they ask."""
+
+
+@dataclass(frozen=True)
+class ClientPort:
+    """The application, ready to be given a socket."""
+
+    runner: web.AppRunner
+    _connections: "_Connections"
+    _shutdown_timeout: float
+
+    async def close(self) -> None:
+        """Answer what is under way, and what still comes meanwhile (/readyz with 503); then close every connection."""
+        await self._connections.drain(self._shutdown_timeout)
+        await self.runner.cleanup()
+
+
+async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdown_timeout: float) -> ClientPort:
+    """The port, not bound yet; `shutdown_timeout` is what requests under way get at the end."""
     connections = _Connections(spec.tuning.max_connections)
     app = build(node, spec, limits, connections)
     runner = web.AppRunner(
@@ -31,7 +53,7 @@ async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdow
     )
     await runner.setup()
     connections.server = runner.server
-    return runner
+    return ClientPort(runner, connections, shutdown_timeout)
 
 
 def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_Connections") -> web.Application:
@@ -40,6 +62,7 @@ def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_C
     measured = metrics.Metrics(_Observed(node))
     wrapped_in = [measured.middleware(), problems.middleware, connections.middleware(), negotiation.compress]
     app = web.Application(middlewares=wrapped_in, client_max_size=0)  # bodies are bounded where they are read
+    app.on_response_prepare.append(connections.say_goodbye)
     collection = "/v1/collections/{name:[^/]+}"  # any text, also with braces: the handlers judge it
     vector = f"{collection}/vectors/{{id:[^/]+}}"
     app.add_routes(
@@ -66,11 +89,13 @@ def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_C
 
 
 class _Connections:
-    """Refuses requests on more connections than there may be, and closes them."""
+    """Refuses requests on more connections than there may be, and closes them; at the end closes all, one by one."""
 
     def __init__(self, most: int) -> None:
         self.server: web.Server | None = None
         self._most = most
+        self._under_way = 0
+        self._draining = False
 
     def middleware(self) -> Middleware:
         """The aiohttp middleware; probes are always answered."""
@@ -81,9 +106,35 @@ class _Connections:
             if crowded and request.path.startswith("/v1/"):
                 request.protocol.force_close()
                 raise Unavailable(f"the node has {self._most} connections (maxConnections); try again, or another node")
-            return await handler(request)
+            self._under_way += 1
+            try:
+                return await handler(request)
+            finally:
+                self._under_way -= 1
 
         return limit
+
+    async def say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
+        """With each answer of a node that stops: this connection is closed."""
+        if self._draining:
+            response.force_close()
+            response.headers[hdrs.CONNECTION] = "close"
+
+    async def drain(self, timeout: float) -> None:
+        """Answer each connection once more and close it; returns when none is left or it has waited for long enough.
+
+        A connection that is closed while a request is on its way to it costs the client that request.
+        """
+        self._draining = True
+        last_call = time.monotonic() + LAST_CALL
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._is_awaited(last_call):  # noqa: ASYNC110 - aiohttp tells nobody that a connection is gone
+                    await asyncio.sleep(0.02)
+
+    def _is_awaited(self, last_call: float) -> bool:
+        assert self.server is not None
+        return bool(self.server.connections) and (self._under_way > 0 or time.monotonic() < last_call)
 
 
 class _Observed:

@@ -44,7 +44,7 @@ class Tls(msgspec.Struct, frozen=True):
     cert_file: str
     key_file: str
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Any]:
         """For our client of etcd."""
         return {"ca_file": Path(self.ca_file), "cert_file": Path(self.cert_file), "key_file": Path(self.key_file)}
 

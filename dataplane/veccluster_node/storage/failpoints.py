@@ -1,19 +1,20 @@
 """Named places where a crash would hurt, so that tests can crash exactly there.
 
 `VECCLUSTER_FAILPOINTS="log.written=kill;current.written=2*error:ENOSPC"` makes the process kill itself at the first and
-fail twice at the second. `skip N` hits first with `name=5-kill`. Read once, when the process starts; when it is
-unset, a failpoint costs one look into an empty dictionary.
+fail twice at the second; `hang` stands still there for ever. `skip N` hits first with `name=5-kill`. Read once, when
+the process starts; when it is unset, a failpoint costs one look into an empty dictionary.
 """
 
 import errno
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_TERM = re.compile(r"^(?:(?P<skip>\d+)-)?(?:(?P<times>\d+)\*)?(?P<action>kill|error:(?P<errno>E[A-Z0-9]+))$")
+_TERM = re.compile(r"^(?:(?P<skip>\d+)-)?(?:(?P<times>\d+)\*)?(?P<action>kill|hang|error:(?P<errno>E[A-Z0-9]+))$")
 
 
 @dataclass(slots=True)
@@ -22,7 +23,8 @@ class _Armed:
     times: int | None
     """How often it still acts; None is for ever."""
     errno: int | None
-    """The error to raise; None kills the process."""
+    """The error to raise; None kills the process, unless it `hangs`."""
+    hangs: bool = False
 
 
 def _parse(text: str) -> dict[str, _Armed]:
@@ -30,9 +32,10 @@ def _parse(text: str) -> dict[str, _Armed]:
     for term in filter(None, text.split(";")):
         name, _, action = term.partition("=")
         if not (match := _TERM.match(action)):
-            raise ValueError(f"failpoint {term!r}: write NAME=[SKIP-][TIMES*]kill or NAME=[SKIP-][TIMES*]error:ERRNO")
+            raise ValueError(f"failpoint {term!r}: write NAME=[SKIP-][TIMES*]kill, ...hang or ...error:ERRNO")
         number = getattr(errno, match["errno"]) if match["errno"] else None
         armed[name] = _Armed(int(match["skip"] or 0), int(match["times"]) if match["times"] else None, number)
+        armed[name].hangs = match["action"] == "hang"
     return armed
 
 
@@ -53,6 +56,8 @@ def _act(name: str, point: _Armed) -> None:
         if not point.times:
             return
         point.times -= 1
+    if point.hangs:
+        threading.Event().wait()
     if point.errno is None:
         os.kill(os.getpid(), signal.SIGKILL)
     else:

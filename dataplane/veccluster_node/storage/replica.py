@@ -11,6 +11,7 @@ from pathlib import Path
 
 from veccluster.decisions.filters import Filter
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster_node.storage import failpoints
 from veccluster_node.storage.builder import Builder
 from veccluster_node.storage.files import tree_size
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
@@ -75,6 +76,7 @@ class Replica:
         it, healed or read-only, with `stats().issues` saying what was found. `builds` bounds the index builds of the
         process.
         """
+        failpoints.hit("replica.opening")
         settings = settings or StorageSettings()
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)

@@ -19,6 +19,9 @@ class EtcdConfig:
     key_file: Path | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    username_file: Path | None = None
+    password_file: Path | None = None
+    """Files that hold them instead, read at each login: what a Secret holds may change."""
     timeout: float = 5.0
     """An operation that is given no timeout of its own ends after this, all retries included."""
     attempt_timeout: float = 1.0
@@ -41,11 +44,19 @@ class EtcdConfig:
             raise InvalidSpec.field("cert_file", "must come together with key_file")
         if self.ca_file and any(e.startswith("http://") for e in self.endpoints):
             raise InvalidSpec.field("ca_file", "has no meaning for http:// endpoints; write https://")
-        if (self.username is None) != (self.password is None):
-            raise InvalidSpec.field("username", "must come together with a password")
+        self._check_login()
         for name in ("timeout", "attempt_timeout", "connect_timeout", "watch_silence", "watch_patience"):
             if not getattr(self, name) > 0:
                 raise InvalidSpec.field(name, f"must be more than 0 seconds, is {getattr(self, name)}")
+
+    def _check_login(self) -> None:
+        for name in ("username", "password"):
+            if getattr(self, name) is not None and getattr(self, name + "_file") is not None:
+                raise InvalidSpec.field(name, f"must be left out when {name}_file is given: it is one or the other")
+        if (self.username or self.username_file) and not (self.password or self.password_file):
+            raise InvalidSpec.field("username", "must come together with a password")
+        if (self.password or self.password_file) and not self.logs_in:
+            raise InvalidSpec.field("password", "must come together with a username")
 
     @property
     def uses_tls(self) -> bool:
@@ -53,9 +64,33 @@ class EtcdConfig:
         return self.endpoints[0].startswith("https://") or self.ca_file is not None or self.cert_file is not None
 
     @property
+    def logs_in(self) -> bool:
+        """Whether etcd is told who we are."""
+        return self.username is not None or self.username_file is not None
+
+    def login(self) -> tuple[str, str] | None:
+        """User name and password as they are now; None without. `InvalidSpec` when a file has none."""
+        if not self.logs_in:
+            return None
+        username = _content("username_file", self.username_file) if self.username_file else self.username
+        password = _content("password_file", self.password_file) if self.password_file else self.password
+        return username or "", password or ""
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The endpoints as host:port."""
         return tuple(e.split("://", 1)[-1].rstrip("/") for e in self.endpoints)
+
+
+def _content(field: str, path: Path) -> str:
+    try:
+        content = path.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidSpec.field(field, f"{path} cannot be read: {reason}") from error
+    if not content:
+        raise InvalidSpec.field(field, f"{path} is empty")
+    return content
 
 
 def _check_endpoint(endpoint: str) -> None:

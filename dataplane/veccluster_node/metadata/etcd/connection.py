@@ -152,7 +152,7 @@ class Connection:
     async def _after_failure(self, member: Member, failure: "_Failed", *, repeatable: bool) -> str:
         """Make ready for the next try and return the reason for it, or raise what the caller is to know."""
         if failure.verdict is Verdict.unauthenticated:
-            if self.config.username is None:
+            if not self.config.logs_in:
                 raise MetadataRefused(f"etcd wants a user name and password ({failure.reason})")
             self.forget_token(failure.token)
             return failure.reason
@@ -177,12 +177,19 @@ class Connection:
 
     async def token(self, timeout: float | None = None) -> str | None:
         """The token to use, asked for when there is none; None when none is needed."""
-        if self.config.username is None:
+        if not self.config.logs_in:
             return None
         async with self._authenticating:
             if self._token is None:
-                self._token = await self._authenticate(self.config.username, self.config.password or "", timeout)
+                self._token = await self._authenticate(*self._login(), timeout)
             return self._token or None
+
+    def _login(self) -> tuple[str, str]:
+        """Who we say we are; a Secret that is being replaced may be unreadable for a moment."""
+        try:
+            return self.config.login() or ("", "")
+        except InvalidSpec as e:
+            raise MetadataUnavailable(f"etcd's user name and password: {e.detail}") from e
 
     def forget_token(self, stale: str | None) -> None:
         """Ask for a new token next time, unless another request has done so since `stale` was handed out."""

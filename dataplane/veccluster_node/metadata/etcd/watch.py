@@ -61,7 +61,7 @@ async def watch(
                         yield WatchEvents(batch.revision, fresh)
         except _Rejected as e:
             rejections += 1
-            if connection.config.username is None or rejections > _REJECTIONS:
+            if not connection.config.logs_in or rejections > _REJECTIONS:
                 raise MetadataRefused(f"etcd does not let this user watch {keys.start!r}: {e}") from None
             connection.forget_token(e.token)
         except ClientClosed:
