@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.vecclusters import CONTEXT, EXTERNAL, built, cluster, container, data_pod
@@ -146,6 +146,8 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
+@example({"affinity": []})
 @given(st.dictionaries(st.sampled_from(["containers", "volumes", "securityContext", "affinity"]), json_values))
 def test_whatever_is_written_there_gives_pods_or_a_refusal_that_names_a_field(patch):
     try:

@@ -51,7 +51,7 @@ def _template(cluster: VecCluster, context: Context) -> dict[str, Any]:
     built = _pod(cluster, context)
     pod = merged_pod(built, overrides.spec or {}, f"{guard.WHERE}.spec")
     guard.check(overrides, built, pod)
-    where = f"{guard.WHERE}.spec.affinity" if (overrides.spec or {}).get("affinity") else "spec.affinity"
+    where = f"{guard.WHERE}.spec.affinity" if "affinity" in (overrides.spec or {}) else "spec.affinity"
     if affinity := scheduling.within_zones(pod.get("affinity"), cluster.spec.zones, where):
         pod["affinity"] = affinity
     what = json.dumps(asked(cluster, context), sort_keys=True, separators=(",", ":"))
