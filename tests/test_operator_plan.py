@@ -232,6 +232,14 @@ def test_every_object_that_is_applied_can_be_found_again_by_its_owner():
         assert action.manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
 
 
+def test_an_external_etcd_that_is_too_old_is_a_warning_and_nothing_worse():
+    asked = body(metadata={"endpoints": ["http://etcd.example:2379"]})
+    observed = replace(settled(asked), etcd=None, report=healthy_report() | {"etcd_version": "3.5.9"})
+    decided = plan.decide(asked, observed, SETTINGS)
+    assert decided.situation.warnings == ("etcd 3.5.9 has known faults that cost data; use 3.5.13 or newer.",)
+    assert decided.situation.issues == ()
+
+
 def test_building_twice_gives_the_same():
     cluster = plan.parse(body())
     context = build.Context(

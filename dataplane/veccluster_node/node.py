@@ -38,6 +38,9 @@ HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
 PAUSE_BETWEEN_TRIES = 1.0
 
+VERSION_EVERY = 60.0
+"""Seconds between looks at the version of etcd, which somebody may upgrade or mix."""
+
 NEWS_TIMEOUT = 2.0
 """Seconds within which every node should have heard from etcd that a collection was created or deleted."""
 
@@ -53,6 +56,8 @@ class DataNode:
         self.store: Store | None = None
         self.boot = uuid.uuid4().hex
         self.draining = False
+        self.etcd_version: str | None = None
+        """The oldest among etcd's members; None when they do not say."""
         self._config = config
         self.settings = settings
         self._identity = identity
@@ -148,6 +153,7 @@ class DataNode:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me))
                 tasks.create_task(self._reconciler.run())
+                tasks.create_task(self._follow_etcd_version(client))
 
     async def close(self) -> None:
         """End what is under way and close the shards."""
@@ -162,6 +168,12 @@ class DataNode:
                 log.info("zone_changed", zone=zone, before=self._zone)
                 self._zone = zone
                 store.wake()
+
+    async def _follow_etcd_version(self, client: EtcdClient) -> None:
+        while True:
+            known = [said for said in await client.status() if said.version]
+            self.etcd_version = min(known, key=lambda said: said.version_number).version if known else None
+            await asyncio.sleep(VERSION_EVERY)
 
     async def _be_member(self, store: Store, client: EtcdClient, me: Node) -> None:
         """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost."""

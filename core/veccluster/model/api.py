@@ -509,6 +509,8 @@ class Cluster(Reply):
     """In all collections; null if some shard could not be asked."""
     version: str
     """Of the node that answers."""
+    etcd_version: str | None
+    """The oldest among the members of etcd; null if they do not say."""
 
 
 class Status(Reply):

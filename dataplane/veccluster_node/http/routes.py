@@ -329,6 +329,7 @@ class Api:
                 shards=api.ShardCounts(total=len(state.shards), under_replicated=0, unavailable=len(missing), moving=0),
                 vectors=None if missing else sum(r.vectors for r in reports),
                 version=veccluster_node.VERSION,
+                etcd_version=self.node.etcd_version,
             )
         )
 

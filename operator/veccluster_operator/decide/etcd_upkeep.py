@@ -4,7 +4,7 @@ etcd keeps the space of what was compacted until a member is defragmented, and a
 one at a time, the leader last, and only while all are well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from veccluster_operator.decide.observed import Member
@@ -39,7 +39,7 @@ def decide(members: Sequence[Member], quota: int) -> Upkeep:
         next_one.name if next_one else None,
         disarm,
         tuple(_issues(members)),
-        tuple(_too_old(members)),
+        tuple(too_old(m.version for m in members)),
     )
 
 
@@ -63,8 +63,9 @@ def _issues(members: Sequence[Member]) -> Iterator[str]:
             yield f"etcd member {member.name} is corrupt: delete its volume and its pod, and it is made anew."
 
 
-def _too_old(members: Sequence[Member]) -> Iterator[str]:
-    for version in sorted({m.version for m in members if m.version and _number(m.version) < OLDEST_SAFE}):
+def too_old(versions: Iterable[str]) -> Iterator[str]:
+    """A warning for each version, as etcd writes it, that is too old to be safe; "" is one that is not known."""
+    for version in sorted({v for v in versions if v and _number(v) < OLDEST_SAFE}):
         yield f"etcd {version} has known faults that cost data; use {'.'.join(map(str, OLDEST_SAFE))} or newer."
 
 

@@ -119,7 +119,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
         obstacles=(*shrinking, *frozen),
         rolling=_rolling(next_restart),
         issues=upkeep.issues,
-        warnings=upkeep.warnings,
+        warnings=(*upkeep.warnings, *_warnings_of_nodes(observed)),
         endpoints=tuple(build.client_endpoints(cluster)),
     )
     actions: list[Action] = [*_applies(wanted, observed), *_zones(observed), *_bootstrapped(observed), *_upkeep(upkeep)]
@@ -237,6 +237,12 @@ def _upkeep(upkeep: etcd_upkeep.Upkeep) -> Iterator[Defragment | Disarm]:
         yield Defragment(upkeep.defragment)
     if upkeep.disarm:
         yield Disarm()
+
+
+def _warnings_of_nodes(observed: Observed) -> Iterator[str]:
+    """What the nodes see of an etcd that is not the operator's to look into."""
+    if observed.etcd is None and observed.report is not None:
+        yield from etcd_upkeep.too_old([observed.report.get("etcd_version") or ""])
 
 
 def _rolling(next_restart: rollout.Restart | rollout.Held | None) -> str | None:
