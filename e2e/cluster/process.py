@@ -23,6 +23,15 @@ class HarnessError(Exception):
     """What stopped the harness, in words for the person who runs it."""
 
 
+class CommandFailed(HarnessError):
+    """A command exited with something else than 0."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+        """All that it printed."""
+
+
 def run(
     *command: str | Path,
     check: bool = True,
@@ -38,7 +47,7 @@ def run(
     )
     if check and done.returncode:
         said = (done.stdout + done.stderr).strip()
-        raise HarnessError(f"`{shlex.join(arguments)}` exited with {done.returncode}:\n{said[-4000:]}")
+        raise CommandFailed(f"`{shlex.join(arguments)}` exited with {done.returncode}:\n{said[-4000:]}", said)
     return done.stdout
 
 
