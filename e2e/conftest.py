@@ -22,6 +22,16 @@ from e2e.support.operator import Operator
 from e2e.waiting import wait_for
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register our mark."""
+    config.addinivalue_line("markers", "last: takes away what other tests share, so it runs after them")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests with the mark `last` after all others."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster: a running one with images of the present code, or a new one that goes when the tests end."""
@@ -118,7 +128,7 @@ def _delete(kubectl: Kubectl, namespace: str) -> None:
     """
     slow = "statefulset,deployment,job,pod,pvc"
     kubectl("delete", slow, "--all", "--timeout=60s", namespace=namespace, check=False)
-    kubectl("delete", "namespace", namespace, "--wait=false")
+    kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
 
     def gone() -> bool:
         if kubectl("get", "namespace", namespace, "--ignore-not-found"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from e2e.cluster import images
@@ -28,11 +30,23 @@ class Operator:
         """`helm install` with `--set` of `values`, and wait until it works. Other releases of the chart go first."""
         for release in self.releases():
             self._cluster.helm("uninstall", release["name"], "--wait", namespace=release["namespace"])
-        settings = [word for value in (*DEV_IMAGES, *values) for word in ("--set", value)]
         # CRDs of a release that is gone are taken over: what another one left, or a person tried by hand.
-        how = ("--create-namespace", "--take-ownership", "--wait", "--timeout=3m")
-        self._cluster.helm("install", RELEASE, CHART, *how, *settings, namespace=NAMESPACE)
-        self.wait_until_one_acts()
+        how = ("--create-namespace", "--take-ownership")
+        self._helm("install", RELEASE, CHART, *how, *_settings(values))
+
+    def upgrade(self, *values: str, chart: Path = CHART) -> None:
+        """`helm upgrade` with `--set` of `values` and nothing else that was set before, and wait until it works."""
+        self._helm("upgrade", RELEASE, chart, *_settings(values))
+
+    def rollback(self, revision: int) -> None:
+        """`helm rollback` to a revision, and wait until it works."""
+        self._helm("rollback", RELEASE, str(revision))
+
+    @property
+    def revision(self) -> int:
+        """Which revision of the release is installed."""
+        told = self._cluster.helm("status", RELEASE, "-o", "json", namespace=NAMESPACE)
+        return int(json.loads(told)["version"])
 
     def uninstall(self) -> None:
         """`helm uninstall`, which is fine when it is gone already."""
@@ -56,3 +70,11 @@ class Operator:
     def wait_until_one_acts(self, timeout: float = 60) -> str:
         """Wait until a pod holds the Lease, and say which."""
         return wait_for(self.active, timeout, "one replica of the operator to hold the Lease") or ""
+
+    def _helm(self, *arguments: str | Path) -> None:
+        self._cluster.helm(*arguments, "--wait", "--timeout=3m", namespace=NAMESPACE)
+        self.wait_until_one_acts()
+
+
+def _settings(values: Iterable[str]) -> list[str]:
+    return [word for value in (*DEV_IMAGES, *values) for word in ("--set", value)]
