@@ -54,7 +54,7 @@ class Operator:
 
     def releases(self) -> list[dict[str, Any]]:
         """Every release of the chart that there is."""
-        listed = json.loads(self._cluster.helm("list", "--all-namespaces", "--all", "-o", "json"))
+        listed = json.loads(self._cluster.helm("list", "--all-namespaces", "-o", "json"))
         return [r for r in listed if r["chart"].startswith("veccluster-")]
 
     def pods(self) -> list[dict[str, Any]]:
