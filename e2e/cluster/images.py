@@ -28,6 +28,8 @@ PROJECT = {
     "Dockerfile.node": "localhost/veccluster-node:dev",
     "Dockerfile.operator": "localhost/veccluster-operator:dev",
 }
+_FORMAT = "docker-archive"  # not compressed: an OCI archive is, which takes longer than the rest of a build
+_MANY_IMAGES = 60
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -135,7 +137,9 @@ def _etcd(cache: Path) -> Image:
     return _from_scratch(cache, ETCD_IMAGE, digest(ETCD.encode(), run("ldd", "--version").encode()), fill)
 
 
-def _from_scratch(cache: Path, tag: str, key: str, fill: Callable[[Buildah, str, Path], None]) -> Image:
+def _from_scratch(cache: Path, tag: str, recipe: str, fill: Callable[[Buildah, str, Path], None]) -> Image:
+    key = digest(recipe.encode(), _FORMAT.encode())
+
     def make(folder: Path) -> None:
         say(f"making {tag} (once)")
         buildah = Buildah(cache)
@@ -157,9 +161,10 @@ def _project(cache: Path, dockerfile: Path, tag: str, base: Image) -> Image:
             say(f"building {tag}")
             buildah = Buildah(cache)
             if not buildah("images", "--quiet", BASE, check=False):
-                buildah("pull", "--quiet", f"oci-archive:{base.archive}")
+                buildah("pull", "--quiet", f"{_FORMAT}:{base.archive}")
             _bake(buildah, context, dockerfile.name, tag)
             buildah.save(tag, folder / "image.tar")
+            buildah.tidy()
 
         image = Image(tag, key, cached(cache, _folder(tag, key), make) / "image.tar")
     _forget_older(cache, image)
@@ -265,4 +270,9 @@ class Buildah:
 
     def save(self, tag: str, archive: Path) -> None:
         """Write an image to a file that containerd can import."""
-        self("push", "--quiet", tag, f"oci-archive:{archive}:{tag}")
+        self("push", "--quiet", tag, f"{_FORMAT}:{archive}:{tag}")
+
+    def tidy(self) -> None:
+        """Forget the layers of earlier builds now and then; the next build then begins anew."""
+        if len(self("images", "--all", "--quiet").split()) > _MANY_IMAGES:
+            self("rmi", "--prune", "--force", check=False)
