@@ -115,7 +115,9 @@ def test_whatever_a_dying_operator_has_left_undone_the_next_one_does_and_nothing
     first = plan.decide(body(), Observed(), SETTINGS).actions
     observed = created(first[:step], Observed())
     second = plan.decide(body(), observed, SETTINGS).actions
-    again = {(a.manifest["kind"], a.manifest["metadata"]["name"]) for a in second if isinstance(a, plan.Apply)}
+    again = {
+        (a.manifest["kind"], a.manifest["metadata"]["name"]) for a in second if isinstance(a, plan.Apply) and a.creates
+    }
     done = {(a.manifest["kind"], a.manifest["metadata"]["name"]) for a in first[:step] if isinstance(a, plan.Apply)}
     assert not again & done
     assert set(settled(body(), observed).objects) == set(settled(body()).objects)
@@ -145,6 +147,51 @@ def test_a_new_operator_restarts_no_data_pod():
         observed = created(decided.actions, observed)
     node = observed.objects["StatefulSet", "demo"]["spec"]["template"]["spec"]["containers"][0]
     assert node["image"] == "node:1"
+
+
+def unready(observed: Observed, name: str) -> Observed:
+    """The same world, in which a pod does not serve."""
+    pods = copy.deepcopy(list(observed.pods))
+    next(p for p in pods if p["metadata"]["name"] == name)["status"]["conditions"] = []
+    return replace(observed, pods=pods)
+
+
+def image_of(observed: Observed) -> str:
+    template = observed.objects["StatefulSet", "demo"]["spec"]["template"]
+    return str(template["spec"]["containers"][0]["image"])
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_an_image_that_never_served_is_mended_by_a_file_without_one(nodes):
+    observed = settled(body(nodes=nodes))
+    wrong = body(nodes=nodes, image="node:wrong")
+    last = f"demo-{nodes - 1}"
+    for _ in range(3):
+        observed = created(plan.decide(wrong, observed, SETTINGS).actions, observed)
+        if image_of(observed) == "node:wrong":
+            observed = unready(observed, last)
+    newer = replace(SETTINGS, node_image="node:2")
+    restarted = []
+    for _ in range(4):
+        actions = plan.decide(body(nodes=nodes), observed, newer).actions
+        restarted += [a.pod["metadata"]["name"] for a in actions if isinstance(a, plan.RestartPod)]
+        observed = created(actions, observed)
+    assert image_of(observed) == "node:1"
+    assert restarted == [last]
+
+
+def test_an_image_that_served_is_kept_when_the_file_names_it_no_more():
+    observed = settled(body(image="node:2"), settled(body()))
+    assert image_of(settled(body(), unready(observed, "demo-0"))) == "node:2"
+
+
+def test_an_image_set_by_hand_in_the_statefulset_does_not_last():
+    observed = settled(body())
+    changed: Any = copy.deepcopy(observed.objects)
+    changed["StatefulSet", "demo"]["spec"]["template"]["spec"]["containers"][0]["image"] = "other"
+    decided = plan.decide(body(), replace(observed, objects=changed), SETTINGS)
+    assert what(decided.actions) == ["Apply"]
+    assert image_of(created(decided.actions, observed)) == "node:1"
 
 
 def test_a_change_that_needs_it_restarts_each_pod_once_one_after_the_other():

@@ -73,10 +73,13 @@ def is_ready(pod: Manifest) -> bool:
 
 
 def asked_of(pod: Manifest) -> Mapping[str, Any]:
-    """What was asked of a pod when it was made."""
+    """What was asked of a pod when it was made, or a StatefulSet's template; nothing where a person has broken that."""
     annotations = pod["metadata"].get("annotations") or {}
-    found: Mapping[str, Any] = json.loads(annotations.get(ASKED_ANNOTATION, "{}"))
-    return found
+    try:
+        found = json.loads(annotations.get(ASKED_ANNOTATION, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def _condition(pod: Manifest, kind: str) -> Mapping[str, Any]:

@@ -12,10 +12,10 @@ from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecCluster
 from veccluster.model.support import unsupported
 from veccluster_operator import build
-from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, ZONE_ANNOTATION
+from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, PROVEN_ANNOTATION, ZONE_ANNOTATION
 from veccluster_operator.decide import etcd_upkeep, rollout, status
 from veccluster_operator.decide.drift import needs_apply, stamped
-from veccluster_operator.decide.observed import Manifest, Observed, is_part
+from veccluster_operator.decide.observed import Manifest, Observed, asked_of, is_part, is_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     replicas, shrinking = _replicas(cluster, existing)
     context = _context(cluster, observed, settings, replicas)
     try:
-        wanted = [stamped(m) for m in build.manifests(cluster, context)]
+        proven = _proven_image(existing, observed)
+        wanted = [stamped(_with_proven(m, proven, cluster)) for m in build.manifests(cluster, context)]
         asked = build.asked(cluster, context)
     except InvalidSpec as error:
         return Plan(tuple(_zones(observed)), _refused(body, observed, ("InvalidSpec", error.detail)))
@@ -155,7 +156,7 @@ def _replicas(cluster: VecCluster, existing: Manifest | None) -> tuple[int, list
 
 def _context(cluster: VecCluster, observed: Observed, settings: Settings, replicas: int) -> build.Context:
     return build.Context(
-        node_image=_running_image(observed.stateful_set(cluster.metadata.name), "node") or settings.node_image,
+        node_image=_proven_image(observed.stateful_set(cluster.metadata.name), observed) or settings.node_image,
         tools_image=settings.node_image,
         etcd_image=settings.etcd_image,
         replicas=replicas,
@@ -165,12 +166,27 @@ def _context(cluster: VecCluster, observed: Observed, settings: Settings, replic
     )
 
 
-def _running_image(stateful_set: Manifest | None, container: str) -> str | None:
-    """The image that an existing cluster was given: it is kept until the file names another one."""
+def _proven_image(stateful_set: Manifest | None, observed: Observed) -> str | None:
+    """The image that a data pod last served with: it is kept until the file names another one.
+
+    An image that never served is not kept: a file without one mends a cluster to which a wrong one was given.
+    """
     if stateful_set is None:
         return None
-    containers = stateful_set["spec"]["template"]["spec"]["containers"]
-    return next((c["image"] for c in containers if c["name"] == container), None)
+    given = asked_of(stateful_set["spec"]["template"]).get("image")
+    if given and any(is_ready(p) and asked_of(p).get("image") == given for p in observed.pods_of("node")):
+        return str(given)
+    known = (stateful_set["metadata"].get("annotations") or {}).get(PROVEN_ANNOTATION)
+    return str(known) if known else None
+
+
+def _with_proven(manifest: dict[str, Any], image: str | None, cluster: VecCluster) -> dict[str, Any]:
+    """The manifest; that of the nodes' StatefulSet with the proven image noted on it."""
+    metadata = manifest["metadata"]
+    if image is None or (manifest["kind"], metadata["name"]) != ("StatefulSet", cluster.metadata.name):
+        return manifest
+    annotations = {**(metadata.get("annotations") or {}), PROVEN_ANNOTATION: image}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
 def _is_bootstrapped(observed: Observed) -> bool:
