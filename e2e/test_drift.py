@@ -9,9 +9,13 @@ from e2e.support.database import called, uid
 from e2e.waiting import wait_for
 
 BY_HAND = {
-    "StatefulSet/production": {"spec": {"template": {"spec": {"containers": [{"name": "node", "image": "localhost/wrong:1"}]}}}},
+    "StatefulSet/production": {
+        "spec": {"template": {"spec": {"containers": [{"name": "node", "image": "localhost/wrong:1"}]}}}
+    },
     "StatefulSet/production-etcd": {"spec": {"replicas": 1}},
-    "Service/production": {"spec": {"ports": [{"port": 8001, "targetPort": 1}], "selector": {"veccluster.io/cluster": "other"}}},
+    "Service/production": {
+        "spec": {"ports": [{"port": 8001, "targetPort": 1}], "selector": {"veccluster.io/cluster": "other"}}
+    },
     "Service/production-nodes": {"spec": {"publishNotReadyAddresses": False}},
     "Service/production-etcd": {"spec": {"selector": {"app.kubernetes.io/component": "node"}}},
     "ConfigMap/production-config": {"data": {"node.json": "{}"}},

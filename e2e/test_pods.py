@@ -1,4 +1,4 @@
-"""Pods come and go: killed, moved to nowhere by a dead node, restarted for a new spec; the data and the answers stay."""
+"""Pods come and go: killed, cut off with their machine, restarted for a new spec; the data and the answers stay."""
 
 import pytest
 

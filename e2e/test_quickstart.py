@@ -2,6 +2,7 @@
 
 from e2e.support.client import WORDS
 from e2e.support.database import condition_of, is_ready
+from e2e.waiting import wait_for
 
 
 def test_after_helm_install_the_examples_hold_ten_thousand_words_and_find_them(kubectl, operator, client, production):
@@ -31,12 +32,20 @@ def test_the_nodes_know_their_zones(client, cluster, production):
 
 
 def test_kubectl_get_shows_at_a_glance_how_clusters_and_collections_are(kubectl, production):
-    header, row = kubectl("get", "vc", "production", namespace=production.namespace).splitlines()
-    assert header.split() == ["NAME", "NODES", "READY", "HEALTH", "VECTORS", "AGE"]
-    assert row.split()[:5] == ["production", "3", "3", "healthy", str(WORDS)]
-    header, row = kubectl("get", "vcol", "words", namespace=production.namespace).splitlines()
-    assert header.split() == ["NAME", "CLUSTER", "DIMENSION", "METRIC", "VECTORS", "AGE"]
-    assert row.split()[:5] == ["words", "production", "384", "cosine", str(WORDS)]
+    rows = {
+        "veccluster/production": {"NODES": "3", "READY": "3", "HEALTH": "healthy", "VECTORS": str(WORDS)},
+        "veccollection/words": {"CLUSTER": "production", "DIMENSION": "384", "METRIC": "cosine", "VECTORS": str(WORDS)},
+    }
+    for resource, expected in rows.items():
+
+        def shown(resource=resource, expected=expected):
+            header, row = kubectl("get", resource, namespace=production.namespace).splitlines()
+            columns = dict(zip(header.split(), row.split(), strict=True))
+            assert list(columns) == ["NAME", *expected, "AGE"]
+            assert {name: columns[name] for name in expected} == expected
+            return True
+
+        wait_for(shown, 30, f"the columns of {resource}")  # vectors are counted now and then
 
 
 def test_the_status_is_about_the_present_spec_and_says_that_all_is_well(kubectl, production):

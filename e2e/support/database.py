@@ -76,6 +76,10 @@ class Database:
         found: Manifest = self.kubectl.json("get", self.resource, namespace=self.namespace)
         return found
 
+    def exists(self) -> bool:
+        """Whether it has been applied."""
+        return bool(self.kubectl("get", self.resource, "--ignore-not-found", namespace=self.namespace))
+
     def status(self) -> Manifest:
         """Its status, which is empty until the operator has seen it."""
         found: Manifest = self.get().get("status") or {}
