@@ -4,32 +4,47 @@ import pytest
 
 from e2e.cluster.faults import CONTROL_PLANE
 from e2e.cluster.network import Direction
-from e2e.conftest import is_ready
+from e2e.conftest import fresh_namespace, is_ready
 from e2e.support import replicas
 from e2e.support.database import Database
-from e2e.support.operator import NAMESPACE
+from e2e.support.operator import LEASE, NAMESPACE
 from e2e.waiting import wait_for
 
 SOON = 20
 """Seconds until somebody acts."""
 
 
-@pytest.fixture
-def record(kubectl, operator):
-    """What both replicas do from now on."""
-    with replicas.recorded(kubectl) as recorder:
-        for pod in operator.pods():
-            recorder.follow(pod["metadata"]["name"])
-        yield recorder
+@pytest.fixture(scope="module")
+def namespace(cluster):
+    """One for all tests of this module."""
+    with fresh_namespace(cluster, "takeover") as name:
+        yield name
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def database(kubectl, namespace, operator):
     """A VecCluster whose objects are there; nobody asks it anything, so its pods may start as slowly as they like."""
     found = Database(kubectl, namespace, "words")
     found.apply()
     wait_for(lambda: len(found.owned()) == OBJECTS, 30, "the objects of a VecCluster")
     return found
+
+
+@pytest.fixture
+def record(kubectl, operator):
+    """What all replicas do from now on."""
+    kubectl("wait", "--for=condition=Available", f"deployment/{LEASE}", "--timeout=60s", namespace=NAMESPACE)
+    wait_for(lambda: len(operator.pods()) == 2, 60, "no more than two replicas")
+    with replicas.recorded(kubectl) as recorder:
+        follow(recorder, operator)
+        yield recorder
+
+
+def follow(record, operator):
+    """All that run now; a pod that replaces one may be the first to take the Lease."""
+    for pod in operator.pods():
+        if pod["status"]["phase"] == "Running":
+            record.follow(pod["metadata"]["name"])
 
 
 OBJECTS = 12
@@ -51,17 +66,16 @@ def wait_for_service(database, timeout=SOON):
     wait_for(there, timeout, "somebody to restore the Service")
 
 
-def restorers(record, database):
-    """Who has restored the Service, in the order of time; the log needs a moment to get here."""
+def restored_by(record, operator, database, times=1):
+    """Who was the last of `times` that have restored the Service."""
     wanted = f"{database.namespace}/{database.name}: create Service {database.name}"
-    return [line for line in record.log() if line.event == "acting" and line.about == wanted]
 
+    def told():
+        follow(record, operator)
+        found = [line for line in record.log() if line.event == "acting" and line.about == wanted]
+        return len(found) >= times and found
 
-def restored_by(record, database, times):
-    """The last of `times` that have restored the Service, the first of which is the creation."""
-    found = wait_for(
-        lambda: len(r := restorers(record, database)) >= times and r, 10, f"{times} lines of who made the Service"
-    )
+    found = wait_for(told, 10, "the log of who has made the Service")
     assert len(found) == times, found
     return found[-1].replica
 
@@ -86,9 +100,8 @@ def test_when_the_active_one_ends_without_a_word_the_other_acts_within_20_second
     kubectl("delete", "pod", pod["metadata"]["name"], "--force", "--grace-period=0", namespace=NAMESPACE)
     delete_service(database)
     wait_for_service(database)
-    assert restored_by(record, database, 2) != pod["metadata"]["name"]
+    assert restored_by(record, operator, database) != pod["metadata"]["name"]
     never_two_act(record)
-    kubectl("wait", "--for=condition=Available", "deployment", "--all", "--timeout=60s", namespace=NAMESPACE)
 
 
 def test_when_the_active_one_is_told_to_end_the_other_acts_at_once(kubectl, operator, database, record):
@@ -97,7 +110,7 @@ def test_when_the_active_one_is_told_to_end_the_other_acts_at_once(kubectl, oper
     wait_for(lambda: operator.active() not in (None, pod["metadata"]["name"]), 10, "another one to hold the Lease")
     delete_service(database)
     wait_for_service(database, timeout=5)
-    assert restored_by(record, database, 2) != pod["metadata"]["name"]
+    assert restored_by(record, operator, database) != pod["metadata"]["name"]
     never_two_act(record)
 
 
@@ -119,7 +132,7 @@ def test_when_the_active_one_loses_its_network_it_stops_before_the_other_acts(
     began = next(line for line in record.log() if line.event == "became_active" and line.at > stopped.at)
     assert began.replica != name
     assert [line for line in ended if line.event == "acting" and line.at > stopped.at] == []
-    assert restored_by(record, database, 2) == began.replica
+    assert restored_by(record, operator, database) == began.replica
     never_two_act(record)
 
 
@@ -130,12 +143,12 @@ def test_a_frozen_one_that_wakes_up_after_another_took_over_writes_nothing(kubec
     try:
         delete_service(database)
         wait_for_service(database)
-        assert restored_by(record, database, 2) != name
+        assert restored_by(record, operator, database) != name
         delete_service(database)  # the one that wakes up hears of both
     finally:
         replicas.thaw(frozen)
     wait_for_service(database, timeout=5)
-    assert restored_by(record, database, 3) != name
+    assert restored_by(record, operator, database, times=2) != name
     wait_for(lambda: restarts(kubectl, name) > restarts_of(pod), 30, f"{name} to end because it is not active any more")
     ended = replicas.read_log(name, kubectl("logs", "--previous", name, namespace=NAMESPACE))
     taken_over = record.holders()[-1][0]

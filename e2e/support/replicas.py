@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Recorder:
         self._kubectl = kubectl
         self._folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
+        self.since = datetime.now(UTC)
         self._lease = folder / "lease"
         self._start(self._lease, "get", "lease", LEASE, "--watch", "-o", f"jsonpath={_HELD}")
 
@@ -49,12 +50,15 @@ class Recorder:
             process.wait()
 
     def follow(self, pod: str) -> None:
-        """Keep what this pod's present container has logged, and what it logs from now on."""
-        self._start(self._folder / f"{pod}.log", "logs", "--follow", pod)
+        """Keep what this pod's present container logs; asked again, it does nothing."""
+        file = self._folder / f"{pod}.log"
+        if not file.exists():
+            self._start(file, "logs", "--follow", pod)
 
     def log(self) -> list[Line]:
-        """Every line of every replica that is followed, in the order of time."""
-        return sorted(line for file in self._folder.glob("*.log") for line in read_log(file.stem, file.read_text()))
+        """Every line since the beginning, of every replica that is followed, in the order of time."""
+        lines = (line for file in self._folder.glob("*.log") for line in read_log(file.stem, file.read_text()))
+        return sorted(line for line in lines if line.at >= self.since)
 
     def holders(self) -> list[tuple[datetime, str]]:
         """Who got the Lease when, in the order of time; nobody's name is empty."""
