@@ -124,8 +124,10 @@ def database(cluster: Cluster, operator: Operator, namespace: str) -> Database:
 def _delete(kubectl: Kubectl, namespace: str) -> None:
     """Delete a namespace and wait for it.
 
-    Pods and claims go first: a namespace looks only every 8 s whether those have gone.
+    VecClusters go first, since an operator would make anew what is deleted of them; then pods and claims: a namespace
+    looks only every 8 s whether those have gone.
     """
+    kubectl("delete", "veccluster,veccollection", "--all", namespace=namespace, check=False)
     slow = "statefulset,deployment,job,pod,pvc"
     kubectl("delete", slow, "--all", "--timeout=60s", namespace=namespace, check=False)
     kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")

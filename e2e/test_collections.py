@@ -18,8 +18,8 @@ class Collections:
     def __init__(self, kubectl, client, database):
         self.kubectl, self.client, self.database = kubectl, client, database
 
-    def apply(self, name, cluster="production", **spec):
-        self.kubectl.apply(vec_collection(name, cluster, **spec), namespace=self.database.namespace)
+    def apply(self, resource, /, cluster="production", **spec):
+        self.kubectl.apply(vec_collection(resource, cluster, **spec), namespace=self.database.namespace)
 
     def delete(self, name):
         self.kubectl("delete", "vcol", name, "--timeout=20s", namespace=self.database.namespace)

@@ -25,12 +25,12 @@ SMALL: Mapping[str, Any] = {
 """The spec of a cluster that is up in seconds: one node, one member of etcd."""
 
 
-def vec_cluster(name: str, **spec: Any) -> Manifest:
+def vec_cluster(name: str, /, **spec: Any) -> Manifest:
     """A VecCluster: SMALL, changed by what is given."""
     return {"apiVersion": API_VERSION, "kind": "VecCluster", "metadata": {"name": name}, "spec": {**SMALL, **spec}}
 
 
-def vec_collection(name: str, cluster: str, **spec: Any) -> Manifest:
+def vec_collection(name: str, cluster: str, /, **spec: Any) -> Manifest:
     """A VecCollection of three dimensions unless said otherwise."""
     asked = {"cluster": cluster, "dimension": 3, **spec}
     return {"apiVersion": API_VERSION, "kind": "VecCollection", "metadata": {"name": name}, "spec": asked}
