@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from e2e.conftest import fresh_namespace
 from e2e.support.database import Database, condition_of, vec_collection
 from e2e.waiting import wait_for
 
@@ -34,7 +35,7 @@ class Traffic(threading.Thread):
 
     def _once(self, number):
         path = f"/v1/collections/{self.collection}"
-        body = {"vectors": [{"id": f"v{number}", "vector": VECTOR}]}
+        body = {"vectors": [{"id": f"{self.name} {number}", "vector": VECTOR}]}
         stored = self.client.ask(self.database, "POST", f"{path}/vectors", body)
         assert stored["status"] == 200, stored
         found = self.client.ask(self.database, "POST", f"{path}/search", {"vector": VECTOR, "k": 1})
@@ -56,7 +57,14 @@ class Traffic(threading.Thread):
         assert self.failed == []
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def namespace(cluster):
+    """One for both tests."""
+    with fresh_namespace(cluster, "etcd") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
 def database(kubectl, operator, namespace):
     """Two nodes with a collection, and three members of etcd."""
     found = Database(kubectl, namespace, "words")
@@ -98,6 +106,10 @@ def members(database):
     return {m["name"]: m["ID"] for m in etcdctl(database, 0, "member", "list")["members"]}
 
 
+def count(client, database):
+    return client.ask(database, "GET", "/v1/collections/points")["body"]["count"]
+
+
 def says(database, *words):
     """Wait until the status has a sentence with all these words."""
 
@@ -130,7 +142,7 @@ def test_the_loss_of_a_member_with_its_volume_is_told_and_made_good_while_all_go
 def test_without_etcd_reads_and_writes_go_on_the_status_tells_it_and_all_is_well_when_it_is_back(
     request, kubectl, database, client
 ):
-    before = members(database)
+    before, stored = members(database), count(client, database)
     with Traffic(client, database, "points") as traffic:
         traffic.goes_on()
         request.getfixturevalue("cordoned")
@@ -149,4 +161,4 @@ def test_without_etcd_reads_and_writes_go_on_the_status_tells_it_and_all_is_well
     assert wait_for(lambda: members(database), 30, "three healthy members") == before
     made = client.ask(database, "PUT", "/v1/collections/more", {"dimension": 3, "metric": "cosine"})
     assert made["status"] == 201, made
-    assert client.ask(database, "GET", "/v1/collections/points")["body"]["count"] == traffic.done
+    assert count(client, database) == stored + traffic.done
