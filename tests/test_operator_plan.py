@@ -279,6 +279,36 @@ def test_every_object_that_is_applied_can_be_found_again_by_its_owner():
         assert action.manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
 
 
+def test_etcd_never_loses_members_by_a_smaller_number_in_the_file():
+    observed = settled(body())
+    decided = plan.decide(body(metadata={"managed": {"nodes": 1}}), observed, SETTINGS)
+    assert "spec.metadata.managed.nodes stays 3 and does not become 1" in decided.situation.obstacles[0]
+    assert "RestartPod" not in what(decided.actions)
+    after = created(decided.actions, observed)
+    assert after.objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] == 3
+
+
+def test_etcd_grows_only_after_its_first_members_have_found_each_other():
+    small, large = body(metadata={"managed": {"nodes": 1}}), body(metadata={"managed": {"nodes": 3}})
+    young = created(plan.decide(small, Observed(), SETTINGS).actions, Observed())
+    waiting = plan.decide(large, young, SETTINGS)
+    assert "find each other first" in waiting.situation.obstacles[0]
+    assert created(waiting.actions, young).objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] == 1
+    grown = settled(large, settled(small))
+    assert grown.objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] == 3
+
+
+def test_an_etcd_that_crashes_again_and_again_gets_a_new_pod():
+    observed = settled(body())
+    pods = copy.deepcopy(list(observed.pods))
+    looping = next(p for p in pods if p["metadata"]["name"] == "demo-etcd-1")
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    looping["status"]["containerStatuses"] = [{"name": "etcd", "state": waiting, "restartCount": 3}]
+    (restart,) = plan.decide(body(), replace(observed, pods=pods), SETTINGS).actions
+    assert isinstance(restart, plan.RestartPod)
+    assert restart.pod["metadata"]["name"] == "demo-etcd-1"
+
+
 def test_an_external_etcd_that_is_too_old_is_a_warning_and_nothing_worse():
     asked = body(metadata={"endpoints": ["http://etcd.example:2379"]})
     observed = replace(settled(asked), etcd=None, report=healthy_report() | {"etcd_version": "3.5.9"})

@@ -17,6 +17,9 @@ from veccluster_operator.decide import etcd_upkeep, rollout, status
 from veccluster_operator.decide.drift import needs_apply, stamped
 from veccluster_operator.decide.observed import Manifest, Observed, asked_of, is_part, is_ready
 
+CRASHES = 3
+"""Ends of an etcd container after which its pod is made anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -104,6 +107,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     cluster = parse(body)
     existing = observed.stateful_set(cluster.metadata.name)
     replicas, shrinking = _replicas(cluster, existing)
+    cluster, held_back = _with_safe_etcd(cluster, observed)
     context = _context(cluster, observed, settings, replicas)
     try:
         proven = _proven_image(existing, observed)
@@ -117,13 +121,14 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     next_restart = rollout.decide(observed, existing, asked, build.differences)
     situation = status.Situation(
         desired=replicas,
-        obstacles=(*shrinking, *frozen),
+        obstacles=(*shrinking, *held_back, *frozen),
         rolling=_rolling(next_restart),
         issues=upkeep.issues,
         warnings=(*upkeep.warnings, *_warnings_of_nodes(observed)),
         endpoints=tuple(build.client_endpoints(cluster)),
     )
     actions: list[Action] = [*_applies(wanted, observed), *_zones(observed), *_bootstrapped(observed), *_upkeep(upkeep)]
+    actions += _crash_looping_members(observed)
     if isinstance(next_restart, rollout.Restart) and not actions:
         actions.append(RestartPod(next_restart.pod, f"{', '.join(next_restart.fields)} changed"))
     return Plan(tuple(actions), situation)
@@ -152,6 +157,36 @@ def _replicas(cluster: VecCluster, existing: Manifest | None) -> tuple[int, list
         f"go are not moved away; use {there} or more"
     )
     return there, [says]
+
+
+def _with_safe_etcd(cluster: VecCluster, observed: Observed) -> tuple[VecCluster, list[str]]:
+    """The cluster with as many etcd members as it may have now, and a sentence where that is not what is asked.
+
+    Fewer would leave members on etcd's list that no longer run, and with them no majority. More before the first
+    ones have found each other could make two etcd clusters.
+    """
+    managed, existing = cluster.spec.metadata.managed, observed.stateful_set(f"{cluster.metadata.name}-etcd")
+    there = existing["spec"]["replicas"] if existing else 0
+    if managed is None or there in (0, managed.nodes) or (managed.nodes > there and _is_bootstrapped(observed)):
+        return cluster, []
+    why = "members are not taken off yet" if managed.nodes < there else "the first ones have to find each other first"
+    says = f"spec.metadata.managed.nodes stays {there} and does not become {managed.nodes}: {why}"
+    kept = managed.model_copy(update={"nodes": there})
+    metadata = cluster.spec.metadata.model_copy(update={"managed": kept})
+    return cluster.model_copy(update={"spec": cluster.spec.model_copy(update={"metadata": metadata})}), [says]
+
+
+def _crash_looping_members(observed: Observed) -> Iterator[RestartPod]:
+    """An etcd that cannot go on with what its init container decided needs another decision, so another pod.
+
+    Kubernetes starts only the container that ended, and a member that was taken off the list meanwhile, say, would
+    end again and again.
+    """
+    for pod in observed.pods_of("etcd"):
+        for container in pod.get("status", {}).get("containerStatuses") or []:
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") == "CrashLoopBackOff" and container.get("restartCount", 0) >= CRASHES:
+                yield RestartPod(pod, f"etcd ended {container['restartCount']} times; how it starts is decided anew")
 
 
 def _context(cluster: VecCluster, observed: Observed, settings: Settings, replicas: int) -> build.Context:
