@@ -41,6 +41,7 @@ PACKAGES = {
     "conntrack": "conntrack",
     "iptables": "iptables",
     "buildah": "buildah",
+    "skopeo": "skopeo",
     "mmdebstrap": "mmdebstrap",
     "ip": "iproute2",
     "mkfs.xfs": "xfsprogs",

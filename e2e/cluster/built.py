@@ -87,6 +87,7 @@ def make_sure_it_is_ours(settings: Settings, kubectl: Kubectl) -> None:
 
 def refresh_images(settings: Settings) -> None:
     """Build what changed and load it into the running nodes."""
+    binaries.install_packages()
     images.load(settings, images.project(settings.cache))
 
 

@@ -1,13 +1,16 @@
-"""Container images without a registry: built with buildah, kept as archives in the cache, imported into every node.
+"""Container images without a registry: built with buildah, kept in the cache, imported into every node.
 
-An archive's name holds a digest of what the image was made from, so an image is built again exactly when that changed.
+The name of an image's folder holds a digest of what it was made from, so it is built again exactly when that changed. A
+change of the code makes one small layer anew, and a node gets only the layers that it lacks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import binaries
-from e2e.cluster.binaries import ETCD, cached, debian_mirror, digest, say
-from e2e.cluster.process import run
+from e2e.cluster.binaries import ETCD, cached, debian_mirror, digest, locked, say
+from e2e.cluster.buildah import Buildah, blobs, files
+from e2e.cluster.process import CommandFailed, run
 from e2e.cluster.settings import CHECKOUT, Node, Settings
 
 PAUSE = "localhost/veccluster-pause:1"
@@ -28,8 +32,8 @@ PROJECT = {
     "Dockerfile.node": "localhost/veccluster-node:dev",
     "Dockerfile.operator": "localhost/veccluster-operator:dev",
 }
-_FORMAT = "docker-archive"  # not compressed: an OCI archive is, which takes longer than the rest of a build
-_MANY_IMAGES = 60
+_FORMAT = "layout"  # in the key of images that nothing else makes anew
+_DEPENDENCIES = "dependencies"  # the stage of a Dockerfile that takes minutes, and changes seldom
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -40,7 +44,7 @@ class Image:
 
     tag: str
     key: str
-    archive: Path
+    layout: Path
 
 
 def foundation(cache: Path) -> list[Image]:
@@ -50,13 +54,12 @@ def foundation(cache: Path) -> list[Image]:
 
 def project(cache: Path) -> list[Image]:
     """The project's images, built as far as what they are made from has changed."""
-    base = _base(cache)
-    images = []
-    for dockerfile, tag in PROJECT.items():
-        if (CHECKOUT / dockerfile).exists():
-            images.append(_project(cache, CHECKOUT / dockerfile, tag, base))
-        else:
-            say(f"there is no {dockerfile} yet, so no image {tag}")
+    base, buildah = _base(cache), Buildah(cache)
+    with locked(cache / ".project.lock"), ThreadPoolExecutor(len(PROJECT)) as pool:
+        if not buildah.has(BASE):
+            buildah.restore(BASE, base.layout)
+        images = list(pool.map(lambda item: _project(cache, CHECKOUT / item[0], item[1], base), PROJECT.items()))
+        buildah.tidy()
     return images
 
 
@@ -71,9 +74,31 @@ def _load(settings: Settings, node: Node, images: list[Image]) -> None:
     loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     for image in images:
         if loaded.get(image.tag) != image.key:
-            run("ctr", "-a", node.socket, "-n", "k8s.io", "images", "import", image.archive)
+            _import(node, image)
             loaded[image.tag] = image.key
             record.write_text(json.dumps(loaded))
+
+
+def _import(node: Node, image: Image) -> None:
+    """Import what the node lacks; all of it if containerd removed meanwhile what it had, as nothing used it."""
+    wanted = blobs(image.layout)
+    with contextlib.suppress(CommandFailed):
+        _send(node, image, wanted - _blobs_of(node))
+    if wanted - _blobs_of(node):
+        _send(node, image, wanted)
+
+
+def _send(node: Node, image: Image, chosen: set[str]) -> None:
+    archive = shlex.join(("tar", "-C", str(image.layout), "-c", *files(chosen)))
+    run("bash", "-o", "pipefail", "-c", f"{archive} | {shlex.join(_ctr(node))} images import -")
+
+
+def _blobs_of(node: Node) -> set[str]:
+    return {line.removeprefix("sha256:") for line in run(*_ctr(node), "content", "ls", "--quiet").split()}
+
+
+def _ctr(node: Node) -> tuple[str, ...]:
+    return ("ctr", "-a", str(node.socket), "-n", "k8s.io")
 
 
 def build_with_docker(tag: str, dockerfile: Path) -> None:
@@ -147,9 +172,9 @@ def _from_scratch(cache: Path, tag: str, recipe: str, fill: Callable[[Buildah, s
         with tempfile.TemporaryDirectory() as scratch:
             fill(buildah, container, Path(scratch))
         buildah("commit", "--quiet", "--rm", container, tag)
-        buildah.save(tag, folder / "image.tar")
+        buildah.save(tag, folder)
 
-    return Image(tag, key, cached(cache, _folder(tag, key), make) / "image.tar")
+    return Image(tag, key, cached(cache, _folder(tag, key), make))
 
 
 def _project(cache: Path, dockerfile: Path, tag: str, base: Image) -> Image:
@@ -160,13 +185,10 @@ def _project(cache: Path, dockerfile: Path, tag: str, base: Image) -> Image:
         def make(folder: Path) -> None:
             say(f"building {tag}")
             buildah = Buildah(cache)
-            if not buildah("images", "--quiet", BASE, check=False):
-                buildah("pull", "--quiet", f"{_FORMAT}:{base.archive}")
             _bake(buildah, context, dockerfile.name, tag)
-            buildah.save(tag, folder / "image.tar")
-            buildah.tidy()
+            buildah.save(tag, folder)
 
-        image = Image(tag, key, cached(cache, _folder(tag, key), make) / "image.tar")
+        image = Image(tag, key, cached(cache, _folder(tag, key), make))
     _forget_older(cache, image)
     return image
 
@@ -182,9 +204,9 @@ def _copy_inputs(dockerfile: Path, context: Path, base: Image) -> str:
             shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
         elif source.exists():
             shutil.copy2(source, target)
-    files = sorted(path for path in context.rglob("*") if path.is_file())
+    copied = sorted(path for path in context.rglob("*") if path.is_file())
     return digest(
-        base.key.encode(), *(part for f in files for part in (str(f.relative_to(context)).encode(), f.read_bytes()))
+        base.key.encode(), *(part for f in copied for part in (str(f.relative_to(context)).encode(), f.read_bytes()))
     )
 
 
@@ -213,7 +235,10 @@ def _bake(buildah: Buildah, context: Path, dockerfile: str, tag: str) -> None:
         ]
         if _CERTIFICATES.exists():
             options += ["--volume", f"{_CERTIFICATES}:/host-ca.crt:ro", "--build-arg", "PIP_CERT=/host-ca.crt"]
-        buildah("bud", "--quiet", "--pull-never", *options, "-t", tag, "-f", context / dockerfile, context, nice=True)
+        bud = ("bud", "--quiet", "--pull-never", *options, "-f", str(context / dockerfile))
+        # The tag keeps this stage when earlier builds are tidied away; the build proper then finds it in its cache.
+        buildah(*bud, "--target", _DEPENDENCIES, "-t", tag.replace(":", f"-{_DEPENDENCIES}:"), context, nice=True)
+        buildah(*bud, "-t", tag, context, nice=True)
 
 
 def _pip_settings(environment: Mapping[str, str]) -> str:
@@ -234,10 +259,10 @@ def _pip_settings(environment: Mapping[str, str]) -> str:
 
 
 def _forget_older(cache: Path, image: Image) -> None:
-    """Keep only the latest archive of a project image: each change of the code makes one of some hundred megabytes."""
+    """Keep only the latest of a project image: each change of the code makes one."""
     prefix = _folder(image.tag, "")
     for folder in cache.glob(f"{prefix}*"):
-        if folder != image.archive.parent:
+        if folder != image.layout:
             shutil.rmtree(folder, ignore_errors=True)
             (cache / f".{folder.name}.lock").unlink(missing_ok=True)
 
@@ -249,30 +274,3 @@ def _folder(tag: str, key: str) -> str:
 def _debian_release() -> str:
     release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
     return release[1] if release else "bookworm"
-
-
-class Buildah:
-    """buildah with a store of its own, in the cache: the machine's other containers are none of our business."""
-
-    def __init__(self, cache: Path) -> None:
-        store = cache / "buildah"
-        self._command = ("buildah", "--root", str(store / "root"), "--runroot", str(store / "run"))
-        self._env = {**os.environ, "STORAGE_DRIVER": "overlay", "BUILDAH_ISOLATION": "chroot"}
-
-    def __call__(self, *arguments: str | Path, check: bool = True, nice: bool = False) -> str:
-        """Run one of its commands."""
-        prefix = ("nice", "-n", "10") if nice else ()
-        return run(*prefix, *self._command, *arguments, check=check, env=self._env, timeout=1800)
-
-    def add(self, container: str, source: Path, target: str) -> None:
-        """Copy a file into an image under construction."""
-        self("copy", "--quiet", container, source, target)
-
-    def save(self, tag: str, archive: Path) -> None:
-        """Write an image to a file that containerd can import."""
-        self("push", "--quiet", tag, f"{_FORMAT}:{archive}:{tag}")
-
-    def tidy(self) -> None:
-        """Forget the layers of earlier builds now and then; the next build then begins anew."""
-        if len(self("images", "--all", "--quiet").split()) > _MANY_IMAGES:
-            self("rmi", "--prune", "--force", check=False)
