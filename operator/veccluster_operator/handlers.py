@@ -33,11 +33,7 @@ def registry(workers: Workers) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, kube.VEC_CLUSTER.plural, registry=found)
     async def cluster_changed(**event_of: Any) -> None:
-        namespace, name, event = (event_of[k] for k in ("namespace", "name", "event"))
-        if event["type"] == "DELETED":
-            await workers.forget(Key(namespace, name))
-        else:
-            workers.wake(Key(namespace, name))
+        workers.wake(Key(event_of["namespace"], event_of["name"]))
 
     @kopf.on.event(GROUP, VERSION, kube.VEC_COLLECTION.plural, registry=found)
     async def collection_changed(**event_of: Any) -> None:

@@ -52,6 +52,8 @@ class Outcome:
     """URLs of the nodes; none when there is nothing to look at."""
     report: Mapping[str, Any] | None = None
     at: float = 0.0
+    gone: bool = False
+    """There is no such VecCluster, or it is being deleted: nothing more is to be done."""
 
 
 class Reconciler:
@@ -79,7 +81,7 @@ class Reconciler:
         body = await self._api.get(kube.VEC_CLUSTER, key.namespace, key.name)
         if body is None or is_leaving(body):
             await self._collections.without_cluster(key.namespace, key.name)
-            return Outcome()
+            return Outcome(gone=True)
         if body["spec"].get("paused"):
             paused = status.paused(body.get("status") or {}, body["metadata"]["generation"])
             await self._say(body, paused)

@@ -45,21 +45,6 @@ class Workers:
             self._metrics.clusters.set(len(self._tasks))
         self._wakes[key].set()
 
-    def wake_all(self) -> None:
-        """Have a round for every cluster."""
-        for key in list(self._tasks):
-            self.wake(key)
-
-    async def forget(self, key: Key) -> None:
-        """The VecCluster is gone: one last round for what speaks of it, then nothing more."""
-        if task := self._tasks.pop(key, None):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._wakes.pop(key, None)
-        self._failing.discard(key)
-        self._count()
-        await self._round(key)
-
     async def close(self) -> None:
         """End every worker."""
         for task in self._tasks.values():
@@ -73,6 +58,10 @@ class Workers:
             woken.clear()
             outcome = await self._round(key)
             failures = 0 if outcome else failures + 1
+            if outcome and outcome.gone and not woken.is_set():
+                del self._tasks[key], self._wakes[key]  # should it come back, its event makes another worker
+                self._count()
+                return
             if outcome is None:
                 await _first(woken, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)))
             else:
