@@ -53,7 +53,7 @@ class Reconciler:
                     self._start(record.id, self._take_epoch(record))
                 case hosting.Delete(dropped):
                     self._start(dropped, self._host.delete(dropped))
-                case hosting.ReportDropped(uuid):
+                case hosting.ReportDropped(uuid) if not self._works_on(uuid):
                     self._start(ShardId(uuid, REPORT), self._store.report_dropped(uuid, self._me))
 
     @property
@@ -88,6 +88,10 @@ class Reconciler:
     def _orphans(self) -> list[ShardId]:
         orphans = hosting.orphans(self._me, self._store.state, self._host.local())
         return [s for s in orphans if s not in self._busy] if self._store.state.revision else []
+
+    def _works_on(self, uuid: str) -> bool:
+        """Whether a task is about this collection: one that opens a shard may be about to make its directory."""
+        return any(s.collection == uuid for s in self._busy)
 
     async def _take_epoch(self, shard: Shard) -> None:
         epoch = await self._store.take_epoch(shard)
