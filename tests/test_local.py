@@ -188,6 +188,25 @@ def test_the_command_line_brings_a_cluster_up_shows_it_and_takes_it_down(tmp_pat
     assert not (tmp_path / ".veccluster" / "demo").exists()
 
 
+def test_a_cluster_that_runs_and_cannot_become_healthy_stays_up_and_says_why(tmp_path):
+    write_file(tmp_path)
+
+    def run(*arguments):
+        return subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+
+    try:
+        run("up", "-f", "file.yaml", "--port", str(free_run(1)))
+        run("down")
+        (tmp_path / ".veccluster" / "demo" / "data" / "demo-0" / "shards" / "gone.0").mkdir()
+        up = run("up", "-f", "file.yaml")
+        assert up.returncode == 0, up.stderr
+        assert "demo is degraded" in up.stdout
+        assert "Node demo-0: data of shard gone.0 is here, but no record names this node for it" in up.stdout
+        assert "degraded" in run("status").stdout
+    finally:
+        run("down")
+
+
 def _heed_interrupts():
     """Where the tests run in the background, a shell has them ignore SIGINT, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -25,18 +25,19 @@ def up(file: Path, data_dir: Path | None, port: int | None, timeout: float) -> N
     """Run the cluster of a VecCluster file on this machine, or apply a changed file.
 
     Starts an etcd and the nodes as processes that stay until `veccluster down`, and waits until the cluster is healthy.
+    A cluster that runs and cannot become healthy by itself stays, with the reasons in words.
     """
     cluster = read_cluster(file)
     directory = StateDirectory(data_dir.resolve()) if data_dir else default_directory(cluster.metadata.name)
     ran_before = directory.path.is_dir() and directory.supervised()
     try:
         desired = runtime.up(directory, cluster, port=port)
-        show_start(directory, desired, timeout)
+        reached = show_start(directory, desired, timeout)
     except BaseException:
         if not ran_before and runtime.down(directory):
             remark("Stopped what had been started.")
         raise
-    _say_how_to_go_on(directory, desired, named=data_dir is not None)
+    _say_how_to_go_on(directory, desired, reached, named=data_dir is not None)
 
 
 @click.command()
@@ -116,17 +117,22 @@ def read_cluster(file: Path) -> VecCluster:
     return found[0]
 
 
-def show_start(directory: StateDirectory, desired: Desired, timeout: float) -> None:
-    """Wait until the cluster is healthy, and say how far it is: on one line of a terminal, or line by line."""
+def show_start(directory: StateDirectory, desired: Desired, timeout: float) -> runtime.Step:
+    """Wait until the cluster is healthy, and say how far it is: on one line of a terminal, or line by line.
+
+    Returns how far it came: healthy, or running with issues.
+    """
     console = make_console(stderr=True)
+    step = runtime.Step(0, 0, "")
     steps = runtime.wait_until_healthy(directory, desired, timeout)
     if not console.is_terminal:
         for step in steps:
             console.print(f"{desired.name}: {step.done} of {step.total} processes ready; {step.text}", markup=False)
-        return
+        return step
     with console.status(f"Starting {desired.name}") as line:
         for step in steps:
             line.update(f"{desired.name}: {step.done} of {step.total} processes ready; {step.text}")
+    return step
 
 
 def etcd_line(desired: Desired) -> str:
@@ -212,12 +218,18 @@ def _print_tail(file: Path, lines: int, *, titled: bool) -> None:
         click.echo()
 
 
-def _say_how_to_go_on(directory: StateDirectory, desired: Desired, *, named: bool) -> None:
+def _say_how_to_go_on(directory: StateDirectory, desired: Desired, reached: runtime.Step, *, named: bool) -> None:
     where = f' --data-dir "{directory.path}"' if named else ""
     server = f" --server {desired.servers[0]}" if named else ""
     count = len(desired.node_ports)
-    click.echo(f"{desired.name} is healthy: {count} node{'s' if count > 1 else ''} at {', '.join(desired.servers)}")
+    click.echo(
+        f"{desired.name} is {reached.text}: {count} node{'s' if count > 1 else ''} at {', '.join(desired.servers)}"
+    )
     click.echo(f"with {etcd_line(desired)}; state and logs in {directory.path}")
+    if reached.issues:
+        click.echo("\nIssues:")
+        for issue in reached.issues:
+            click.echo(f"  {issue}")
     click.echo("")
     click.echo("Go on with")
     click.echo(f"  {program()} status{where}")

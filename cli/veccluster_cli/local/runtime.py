@@ -21,6 +21,8 @@ from veccluster_cli.local.state import Desired, StateDirectory, Status
 POLL_SECONDS = 0.1
 LETTING_GO_SECONDS = 2.0
 """A process that was killed may take a moment to let go of its port."""
+SETTLING_SECONDS = 10.0
+"""A cluster whose processes are all ready and that is not healthy by then needs a person, who needs it running."""
 TRIES = 4
 """Starts of one process that may fail in a row before `up` gives up waiting."""
 
@@ -32,6 +34,7 @@ class Step:
     done: int
     total: int
     text: str
+    issues: tuple[str, ...] = ()
 
 
 def up(directory: StateDirectory, cluster: VecCluster, *, port: int | None = None, temporary: bool = False) -> Desired:
@@ -51,8 +54,12 @@ def up(directory: StateDirectory, cluster: VecCluster, *, port: int | None = Non
 
 
 def wait_until_healthy(directory: StateDirectory, desired: Desired, timeout: float) -> Iterator[Step]:
-    """Yield progress until every process is ready and the cluster calls itself healthy; LocalFailure if that fails."""
+    """Yield progress until every process is ready and the cluster calls itself healthy; LocalFailure if that fails.
+
+    What processes that are all ready cannot mend by themselves is no failure: the last step has the cluster's issues.
+    """
     deadline = time.monotonic() + timeout
+    settled = float("inf")
     total = len(desired.members) + len(desired.node_ports)
     last = Step(-1, total, "")
     with Client(desired.servers, timeout=2.0) as client:
@@ -60,9 +67,10 @@ def wait_until_healthy(directory: StateDirectory, desired: Desired, timeout: flo
             status = directory.status()
             step = _progress(status, desired, total)
             if step.done == total:
-                health = _health(client)
-                if health == "healthy":
-                    yield Step(total, total, "healthy")
+                settled = min(settled, time.monotonic() + SETTLING_SECONDS)
+                health, issues = _health(client)
+                if health == "healthy" or (issues and time.monotonic() > min(settled, deadline)):
+                    yield Step(total, total, health, issues)
                     return
                 step = Step(total, total, f"waiting for the cluster to be healthy ({health})")
             if step != last:
@@ -169,11 +177,12 @@ def _progress(status: Status | None, desired: Desired, total: int) -> Step:
     return Step(done, total, "starting nodes" if done < total else "ready")
 
 
-def _health(client: Client) -> str:
+def _health(client: Client) -> tuple[str, tuple[str, ...]]:
     try:
-        return client.cluster().health
+        info = client.cluster()
     except VecClusterError as error:
-        return error.detail
+        return error.detail, ()
+    return info.health, tuple(info.issues)
 
 
 def _check(directory: StateDirectory, status: Status | None, desired: Desired) -> None:
