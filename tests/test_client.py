@@ -1,5 +1,9 @@
 """The client on a real cluster of three nodes: everything that the interface offers, numpy in and out."""
 
+import asyncio
+import gc
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -222,3 +226,24 @@ async def test_the_asyncio_client_does_the_same(servers, vectors):
         assert (await client.search(name, vectors[0])).ids[0] == "a"
         assert [v.id async for v in client.iterate(name, page_rows=1)] == ["a", "b"]
         await client.delete_collection(name)
+
+
+def test_closing_after_an_interrupted_call_leaves_no_task_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """As after Ctrl-C in the middle of a call that takes a moment to let go."""
+    client = Client("http://127.0.0.1:1")
+    ended = threading.Event()
+
+    async def slow_to_let_go() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.set()
+
+    call = asyncio.run_coroutine_threadsafe(slow_to_let_go(), client._loop)
+    time.sleep(0.05)
+    call.cancel()
+    client.close()
+    gc.collect()
+    assert ended.is_set()
+    assert "Task was destroyed" not in caplog.text

@@ -13,6 +13,9 @@ from veccluster.client.results import Vector
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LETTING_GO_SECONDS = 2.0
+"""How long `close` waits for calls that were interrupted."""
+
 
 def _blocking(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
@@ -82,10 +85,20 @@ class Client:
         """Close the connections and end the thread; calling it twice is fine."""
         if self._loop.is_closed():
             return
-        self._run(self._client.close())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Let calls that were interrupted (Ctrl-C) end before the loop does; asyncio complains of them otherwise."""
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            if not task.cancelling():
+                task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=LETTING_GO_SECONDS)
+        await self._client.close()
 
     def __enter__(self) -> Self:
         return self
