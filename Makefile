@@ -79,6 +79,7 @@ cluster-status: $(STAMP) ## whether it is healthy, and where its kubeconfig is
 	@$(BIN)/python -m e2e.cluster status
 
 e2e: $(STAMP) ## the tests on a real Kubernetes; ARGS="-k name" chooses some
+	@$(BIN)/python -m e2e.cluster prepare
 	$(BIN)/pytest e2e --timeout 600 $(ARGS)
 
 clean: ## remove the environment and every cache

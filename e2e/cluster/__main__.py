@@ -1,9 +1,8 @@
-"""`python -m e2e.cluster up|down|status|images`."""
+"""`python -m e2e.cluster prepare|up|down|status|images`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from e2e.cluster import built, kind
@@ -15,7 +14,7 @@ from e2e.cluster.settings import Settings
 def main() -> int:
     """Do what the command line says; 1 means that it did not work, or that the cluster is not healthy."""
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description=sys.modules["e2e.cluster"].__doc__)
-    parser.add_argument("command", choices=("up", "down", "status", "images"))
+    parser.add_argument("command", choices=("prepare", "up", "down", "status", "images"))
     command = parser.parse_args().command
     settings = Settings.from_environment()
     try:
@@ -29,9 +28,10 @@ def _run(command: str, settings: Settings) -> int:
     maker = kind if kind.usable() else built
     if command == "status":
         return _status(settings, maker.problems(settings))
-    if maker is built and os.geteuid() != 0:
-        raise HarnessError("namespaces, mounts and cgroups want root; with Docker and kind installed you need not be")
-    if command == "images":
+    maker.make_sure_it_can()
+    if command == "prepare":
+        maker.prepare(settings)
+    elif command == "images":
         maker.refresh_images(settings)
     elif command == "down":
         maker.down(settings)

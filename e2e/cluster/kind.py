@@ -28,6 +28,15 @@ def usable() -> bool:
     )
 
 
+def make_sure_it_can() -> None:
+    """Whoever has a Docker daemon and kind can."""
+
+
+def prepare(settings: Settings) -> None:
+    """Get kubectl and helm; kind fetches all else when it makes the cluster."""
+    binaries.tools(settings.cache)
+
+
 def up(settings: Settings) -> None:
     """Create the cluster if it does not exist, and load the project's images."""
     settings.work.mkdir(parents=True, exist_ok=True)
