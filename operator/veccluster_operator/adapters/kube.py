@@ -52,8 +52,12 @@ class ApiError(Exception):
 
     @property
     def is_invalid(self) -> bool:
-        """The object cannot be as it was asked for: asking again does not help."""
-        return self.status in (400, 403, 422)
+        """The object cannot be as it was asked for: asking again does not help.
+
+        So is a field of a wrong type in a server-side apply, although the API server calls that its own fault.
+        """
+        wrong_type = self.status == 500 and "failed to create typed patch object" in self.message
+        return wrong_type or self.status in (400, 403, 422)
 
 
 @dataclass(frozen=True, slots=True)
