@@ -146,12 +146,14 @@ class Database:
         """Until all is as it should be: Ready, healthy, nothing in progress, no pod missing."""
 
         def healthy() -> bool:
-            status, pods = self.status(), self.pods("node")
+            body, pods = self.get(), self.pods("node")
+            status = body.get("status") or {}
             if (
-                status.get("health") == "healthy"
-                and condition_of({"status": status}, "Ready").get("status") == "True"
-                and condition_of({"status": status}, "Progressing").get("reason") == "Complete"
-                and len(pods) == self.get()["spec"]["nodes"]
+                status.get("observedGeneration") == body["metadata"]["generation"]
+                and status.get("health") == "healthy"
+                and condition_of(body, "Ready").get("status") == "True"
+                and condition_of(body, "Progressing").get("reason") == "Complete"
+                and len(pods) == body["spec"]["nodes"]
                 and all(is_ready(p) for p in self.pods())
             ):
                 return True
