@@ -1,0 +1,149 @@
+"""Decide who becomes primary, and which nodes are to hold a copy.
+
+Pure: the leader reads etcd, calls `decide`, and applies the actions as compare-and-swaps; on the result a second call
+returns nothing but what it cannot mend. It never adds to an in-sync set and takes from it only what is in excess: the
+primary does both, since only it knows whom it waits for (3). Rules 4, 6, 9 and 11 of docs/replication.md.
+
+Invariant: who is promoted was in sync when the swap was made, on the disk that is on record.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from veccluster.decisions import placement
+from veccluster.decisions.replication.values import NO_REVISION, Configuration, Incarnation, Member
+from veccluster.model.state import Epoch, NodeId, Revision, ShardId
+
+Shards = Mapping[ShardId, Configuration]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A node as the leader sees it. It is `serving` when its lease is there or it answers a probe."""
+
+    id: NodeId
+    incarnation: Incarnation
+    zone: str = ""
+    serving: bool = True
+    away: float = 0.0
+    """Seconds since it was last serving."""
+    may_hold: bool = True
+    """Whether it may be given more copies: it is neither draining nor full."""
+    incarnations: Mapping[ShardId, Incarnation] = field(default_factory=dict)
+    """Of those of its replicas that were lost or damaged since the node got its own incarnation (9)."""
+    broken: frozenset[ShardId] = frozenset()
+    """Shards that it cannot serve now, although it is there."""
+
+    def member(self, shard: ShardId) -> Member:
+        """The node with the contents of its disk, as far as the shard is concerned."""
+        return Member(self.id, self.incarnations.get(shard, self.incarnation))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Change the key of `shard` to `target` if its revision is still `revision`."""
+
+    shard: ShardId
+    target: Configuration
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Promote(Change):
+    """Make another member primary, in the next epoch (6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enlist(Change):
+    """Have another replica learn the shard (11)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss(Change):
+    """Do without replicas that are away for too long, or more than are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """No member that is in sync can serve: to promote any other copy may lose acknowledged writes, and is for a
+    person to decide (6).
+    """
+
+    shard: ShardId
+    missing: tuple[Member, ...]
+
+
+Action = Promote | Enlist | Dismiss | Unavailable
+
+
+def decide(shards: Shards, nodes: Mapping[NodeId, Seen], *, replace_after: float) -> Iterator[Action]:
+    """Yield what the absence of nodes asks for; a node that is away for `replace_after` seconds is not waited for."""
+    led = Counter(s.primary.node for s in shards.values())
+    wanted = _wanted(shards, nodes, replace_after)
+    for shard, now in sorted(shards.items()):
+        if not _serves(now.primary, shard, nodes):
+            able = [m for m in sorted(now.in_sync) if _serves(m, shard, nodes)]
+            if not able:
+                yield Unavailable(shard, tuple(sorted(now.in_sync)))
+                continue
+            chosen = min(able, key=lambda m: (led[m.node], m))
+            led[chosen.node] += 1
+            target = replace(now, primary=chosen, epoch=Epoch(now.epoch + 1), revision=NO_REVISION)
+            yield Promote(shard, target, now.revision)
+        elif action := _mend(shard, now, nodes, wanted[shard], replace_after):
+            yield action
+
+
+def _serves(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen]) -> bool:
+    """Whether the node is there, with the disk that makes it this member (9)."""
+    node = nodes.get(member.node)
+    return node is not None and node.serving and node.member(shard) == member and shard not in node.broken
+
+
+def _holds(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen], replace_after: float) -> bool:
+    """Whether the copy is there, or is likely to come back."""
+    node = nodes.get(member.node)
+    return node is not None and node.member(shard) == member and (node.serving or node.away < replace_after)
+
+
+def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) -> Mapping[ShardId, set[NodeId]]:
+    """The nodes that should hold each shard: those that do, and as many more as are missing."""
+    held = {
+        shard: [m.node for m in _by_worth(now) if _holds(m, shard, nodes, replace_after)][: now.replicas]
+        for shard, now in shards.items()
+    }
+    if all(len(held[shard]) == now.replicas for shard, now in shards.items()):
+        return {shard: set(holders) for shard, holders in held.items()}
+    kept = {node for holders in held.values() for node in holders}
+    able = [n for i, n in sorted(nodes.items()) if i in kept or (n.serving and n.may_hold)]
+    factors = {shard.collection: now.replicas for shard, now in shards.items()}
+    return {shard: set(found) for shard, found in placement.extend(shards, able, factors, held).items()}
+
+
+def _by_worth(now: Configuration) -> list[Member]:
+    """All replicas, those first that are hardest to replace."""
+    return sorted(now.in_sync | now.learners, key=lambda m: (m != now.primary, m not in now.in_sync, m))
+
+
+def _mend(
+    shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen], wanted: set[NodeId], replace_after: float
+) -> Enlist | Dismiss | None:
+    """The next step to as many copies as are asked for; one a round, since each is a swap of the same key."""
+    here = {n for n in wanted if (seen := nodes.get(n)) and seen.serving and shard not in seen.broken}
+    lacking = {nodes[n].member(shard) for n in here} - now.in_sync - now.learners
+    useless = {m for m in now.learners if m.node not in wanted or not _holds(m, shard, nodes, replace_after)}
+    excess = _excess(shard, now, nodes, wanted)
+    if lacking or useless:
+        learners = (now.learners | lacking) - useless
+        kind = Enlist if lacking else Dismiss
+        return kind(shard, replace(now, learners=frozenset(learners), revision=NO_REVISION), now.revision)
+    if excess:
+        return Dismiss(shard, replace(now, in_sync=now.in_sync - excess, revision=NO_REVISION), now.revision)
+    return None
+
+
+def _excess(shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen], wanted: set[NodeId]) -> frozenset[Member]:
+    """In-sync members beyond the replication factor, as long as that many others serve: no write asks for more."""
+    serving = {m for m in now.in_sync if m.node in wanted and _serves(m, shard, nodes)}
+    return frozenset(now.in_sync - serving - {now.primary}) if len(serving) >= now.replicas else frozenset()

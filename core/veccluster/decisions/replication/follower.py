@@ -1,0 +1,99 @@
+"""A replica that is not primary: it makes its log what the primary's is, and says how far it is.
+
+Invariant: what is acknowledged in an epoch is durable here, says what that epoch's primary's log says, and the epoch
+itself is durable first, so that no primary of an older epoch can count on this replica any more (2, 5, 8).
+"""
+
+from collections.abc import Iterator
+
+from veccluster.decisions.replication import effects as do
+from veccluster.decisions.replication.journal import Journal
+from veccluster.decisions.replication.messages import (
+    Accepted,
+    FromPrimary,
+    Header,
+    Rejected,
+    Replicate,
+    Snapshot,
+)
+from veccluster.decisions.replication.values import Member, Record
+from veccluster.model.state import Epoch, Seq
+
+
+class Follower:
+    """One replica while it follows; a new one whenever it begins to, since nothing of an epoch outlives a role."""
+
+    def __init__(self, me: Member, journal: Journal, commit: Seq) -> None:
+        self.me = me
+        self.journal = journal
+        self.commit = commit
+        """The commit point as far as this replica has heard of it and has the operations."""
+        self._compared = Epoch(0)
+        """The epoch with whose primary the log has been compared."""
+        self._primary: Member | None = None
+        self._confirm = 0
+
+    def received(self, message: FromPrimary) -> Iterator[do.Effect]:
+        """Take what a primary sent."""
+        header = message.header
+        if header.to != self.me:
+            return  # for another disk of this node
+        if self._is_over(header.epoch):
+            yield do.Send(header.sender, Rejected(self.journal.epoch, self.me))
+            return
+        agreed = self.journal.last if self._compared == header.epoch else self._agreed(header)
+        if agreed < self.commit:
+            yield do.Diverged(agreed, self.commit)
+            return
+        changes = [*self._enter(header, agreed), *self._take(message)]
+        self.commit = max(self.commit, min(header.commit, self.journal.last))
+        self._confirm = max(self._confirm, header.confirm)
+        yield from changes
+        yield from self.journal.sync() if changes else self._accept()
+        yield from self.journal.apply(self.commit)
+
+    def synced(self) -> Iterator[do.Effect]:
+        """More of the log is durable."""
+        yield from self._accept()
+        yield from self.journal.apply(self.commit)
+
+    def _is_over(self, epoch: Epoch) -> bool:
+        return epoch < self.journal.epoch
+
+    def _agreed(self, header: Header) -> Seq:
+        return self.journal.lineage.agrees_with(header.lineage, self.journal.last)
+
+    def _enter(self, header: Header, agreed: Seq) -> Iterator[do.DiskEffect]:
+        """Follow this epoch's primary: promise the epoch (5) and cut the log where it differs (8)."""
+        if header.epoch > self.journal.epoch:
+            yield from self.journal.store_epoch(header.epoch)
+        if header.epoch != self._compared:
+            self._compared, self._primary, self._confirm = header.epoch, header.sender, 0
+        if agreed < self.journal.last:
+            yield from self.journal.cut(agreed)
+
+    def _take(self, message: FromPrimary) -> Iterator[do.DiskEffect]:
+        match message:
+            case Replicate(_, records):
+                if fresh := tuple(self._that_follow(records)):
+                    yield from self.journal.append(fresh)
+            case Snapshot(header, through, content):
+                if through > self.journal.last:
+                    yield from self.journal.install(through, header.lineage, content)
+                    self.commit = through
+
+    def _that_follow(self, records: tuple[Record, ...]) -> Iterator[Record]:
+        """What is new and leaves no gap; what is here already says the same, since the logs were compared."""
+        last = self.journal.last
+        for record in records:
+            if record.first == last + 1:
+                last = record.last
+                yield record
+
+    def _accept(self) -> Iterator[do.Effect]:
+        """Say how far the log is durable, once the epoch is."""
+        if self._primary and self._compared == self.journal.epoch == self.journal.durable_epoch:
+            yield do.Send(self._primary, Accepted(self._compared, self.me, self._matched(), self._confirm))
+
+    def _matched(self) -> Seq:
+        return self.journal.durable

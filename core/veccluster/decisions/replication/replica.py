@@ -1,0 +1,192 @@
+"""One replica of one shard: which role it has, and what it answers in it.
+
+Invariant: it serves an epoch only if etcd gave it that epoch while it was in sync with the disk that it still has, the
+epoch is durable here first, and it never served it before (5, 6, 7). An epoch that it served before a restart, or may
+have served, it replaces by the next one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from veccluster.decisions.replication import effects as do
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.effects import Why
+from veccluster.decisions.replication.follower import Follower
+from veccluster.decisions.replication.journal import Journal, Recovered
+from veccluster.decisions.replication.messages import Accepted, Message, Rejected
+from veccluster.decisions.replication.primary import Primary
+from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.model.state import Epoch, ReadConsistency, Seq
+
+
+class Replica:
+    """Give it every event in turn, and do what it returns in that order before the next."""
+
+    primary_type = Primary
+    follower_type = Follower
+
+    def __init__(self, me: Member, found: Recovered) -> None:
+        self.me = me
+        self.journal = Journal(found)
+        self.configuration: Configuration | None = None
+        self.broken = False
+        """Its disk failed, or its log contradicts the primary's: it must be opened again."""
+        self.primary: Primary | None = None
+        self._follower = self.follower_type(me, self.journal, found.applied)
+        self._claim: Epoch | None = None
+        """The epoch that etcd gave to this replica and that is being stored, to be served then."""
+        self._swapping = False
+
+    @property
+    def commit(self) -> Seq:
+        """The commit point as far as it is known here."""
+        return self.primary.commit if self.primary else self._follower.commit
+
+    def handle(self, event: on.Event) -> list[do.Effect]:
+        """What the event asks for."""
+        return list(self._handle(event))
+
+    def _handle(self, event: on.Event) -> Iterator[do.Effect]:
+        match event:
+            case on.Write():
+                yield from (
+                    self.primary.write(event)
+                    if self.primary
+                    else [
+                        do.Refuse(event.op_id, Why.not_primary),
+                    ]
+                )
+            case on.Read():
+                yield from self._read(event)
+            case on.Received(message):
+                yield from self._received(message)
+            case on.Seen(configuration):
+                yield from self._seen(configuration)
+            case on.Trimmed(first):
+                self.journal.trimmed(first)
+            case on.DiskFailed():
+                self.broken = True
+                yield from self._step_down(Why.disk)
+            case _ if not self.broken:
+                yield from self._go_on(event)
+
+    def _go_on(self, event: on.Event) -> Iterator[do.Effect]:
+        match event:
+            case on.Synced(ticket):
+                yield from self._synced(ticket)
+            case on.Tick():
+                yield from self.primary.tick(event) if self.primary else self._take_up()
+            case on.Answered():
+                yield from self._answered(event)
+
+    def _read(self, read: on.Read) -> Iterator[do.Effect]:
+        """Strong reads are the primary's; for others it is enough to have applied what they must show (13)."""
+        if read.level is ReadConsistency.strong:
+            yield from self.primary.read(read) if self.primary else [do.RefuseRead(read.id, Why.not_primary)]
+        elif self._shows(read.at_least):
+            yield do.Serve(read.id, self.journal.shown)
+        else:
+            yield do.RefuseRead(read.id, Why.behind)
+
+    def _shows(self, at_least: Seq) -> bool:
+        return self.journal.applied >= at_least
+
+    def _received(self, message: Message) -> Iterator[do.Effect]:
+        if self.broken:
+            return
+        if isinstance(message, Accepted | Rejected):
+            yield from self._heard(message)
+            return
+        epoch = message.header.epoch
+        if self.primary and self._ends(self.primary, epoch):
+            yield from self._step_down(Why.fenced)
+        if self._claim is not None and epoch > self._claim:
+            self._claim = None
+        if self.primary is None or epoch < self.primary.epoch:
+            for effect in self._follower.received(message):
+                self.broken |= isinstance(effect, do.Diverged)
+                yield effect
+
+    def _heard(self, message: Accepted | Rejected) -> Iterator[do.Effect]:
+        if self.primary is None:
+            return
+        if isinstance(message, Accepted):
+            yield from self.primary.accepted(message)
+        elif self._ends(self.primary, message.epoch):
+            yield from self._step_down(Why.fenced)
+            yield do.ReadConfiguration()
+
+    @staticmethod
+    def _ends(primary: Primary, epoch: Epoch) -> bool:
+        return epoch > primary.epoch
+
+    def _synced(self, ticket: int) -> Iterator[do.Effect]:
+        self.journal.synced(ticket)
+        if self.primary:
+            yield from self.primary.synced()
+            return
+        yield from self._follower.synced()
+        yield from self._take_up()
+
+    # -- becoming primary, and no longer being it
+
+    def _seen(self, now: Configuration) -> Iterator[do.Effect]:
+        if self.configuration and now.revision < self.configuration.revision:
+            return
+        self.configuration = now
+        if self.primary is None:
+            yield from self._take_up()
+        elif self._ends(self.primary, now.epoch):
+            yield from self._step_down(Why.fenced)
+            yield from self._take_up()
+        else:
+            yield from self.primary.seen(now)
+
+    def _answered(self, answer: on.Answered) -> Iterator[do.Effect]:
+        self._swapping = False
+        if answer.now is not None:
+            yield from self._seen(answer.now)
+        if self.primary and answer.target.epoch == self.primary.epoch:
+            yield from self.primary.answered(answer)
+        elif answer.now is None:
+            yield do.ReadConfiguration()
+
+    def _take_up(self) -> Iterator[do.Effect]:
+        """Come closer to serving, if etcd names this replica: store its epoch, or ask for the next one (6, 7)."""
+        now = self.configuration
+        if self.broken or self.primary or now is None or not self._is_mine(now):
+            return
+        if now.epoch > self.journal.epoch:
+            self._claim = now.epoch
+            yield from self.journal.store_epoch(now.epoch)
+            yield from self.journal.sync()
+        elif self._claim == now.epoch:
+            if self._is_stored(now.epoch):
+                yield from self._serve(now)
+        elif not self._swapping and self._must_renew(now):
+            self._swapping = True
+            yield do.Swap(replace(now, epoch=Epoch(now.epoch + 1)), now.revision)
+
+    def _is_mine(self, now: Configuration) -> bool:
+        """Whether it names this replica, on this disk, in sync (6)."""
+        return now.primary == self.me and self.me in now.in_sync
+
+    def _is_stored(self, epoch: Epoch) -> bool:
+        return self.journal.durable_epoch == epoch
+
+    def _must_renew(self, now: Configuration) -> bool:
+        """An epoch that is stored but was not given to this run of the replica may have been served before (7)."""
+        return now.epoch <= self.journal.epoch
+
+    def _serve(self, now: Configuration) -> Iterator[do.Effect]:
+        self._claim = None
+        self.primary = self.primary_type(self.me, self.journal, self._follower.commit, now)
+        yield do.BecomePrimary(now.epoch)
+        yield from self.primary.start()
+
+    def _step_down(self, why: Why) -> Iterator[do.Effect]:
+        self._claim = None
+        if self.primary:
+            yield from self.primary.end(why)
+            self._follower = self.follower_type(self.me, self.journal, self.primary.commit)
+            self.primary = None

@@ -1,0 +1,116 @@
+"""What replication talks about: members, records, lineages, and a shard's configuration as etcd keeps it."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import NamedTuple, NewType
+
+from veccluster.model.state import Epoch, NodeId, Revision, Seq, WriteConsistency
+
+Incarnation = NewType("Incarnation", str)
+"""Identity of the contents of one replica's disk; another one each time they were lost or found corrupt (9)."""
+
+
+NO_EPOCH = Epoch(0)
+NOTHING = Seq(0)
+"""The seq of an empty log; the first operation has 1."""
+NO_REVISION = Revision(0)
+
+
+class Member(NamedTuple):
+    """A replica with the contents of its disk. The same node with another disk is another member (6, 9)."""
+
+    node: NodeId
+    incarnation: Incarnation
+
+
+class Position(NamedTuple):
+    """A place in the history of a shard."""
+
+    epoch: Epoch
+    seq: Seq
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one caller asked, at its place in the log: `count` seqs from `first`, durable and applied as one."""
+
+    epoch: Epoch
+    first: Seq
+    count: int
+    op_id: str
+    payload: bytes
+
+    @property
+    def last(self) -> Seq:
+        """The seq of its last operation."""
+        return Seq(self.first + self.count - 1)
+
+
+class Run(NamedTuple):
+    """From `first` on, until the next run, everything was written in `epoch`."""
+
+    epoch: Epoch
+    first: Seq
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Which epoch wrote which part of a log. Since nothing is ever written twice at one (epoch, seq), two logs say
+    the same for as long as their lineages do (8).
+    """
+
+    runs: tuple[Run, ...] = ()
+
+    def epoch_at(self, seq: Seq) -> Epoch:
+        """The epoch that wrote `seq`; 0 before the first run."""
+        index = bisect_right(self.runs, seq, key=_first_of)
+        return self.runs[index - 1].epoch if index else NO_EPOCH
+
+    def followed_by(self, epoch: Epoch, first: Seq) -> "Lineage":
+        """The lineage if `epoch` writes everything from `first` on."""
+        kept = self.cut(Seq(first - 1))
+        if kept.runs and kept.runs[-1].epoch == epoch:
+            return kept
+        return Lineage((*kept.runs, Run(epoch, first)))
+
+    def cut(self, after: Seq) -> "Lineage":
+        """The lineage of the log up to `after`."""
+        if not self.runs or self.runs[-1].first <= after:
+            return self
+        return Lineage(tuple(run for run in self.runs if run.first <= after))
+
+    def agrees_with(self, other: "Lineage", through: Seq) -> Seq:
+        """The last seq, at most `through`, up to which both say the same: behind it is the first that differs (8)."""
+        for first in sorted({run.first for run in self.runs + other.runs if run.first <= through}):
+            if self.epoch_at(first) != other.epoch_at(first):
+                return Seq(first - 1)
+        return through
+
+
+def _first_of(run: Run) -> Seq:
+    return run.first
+
+
+EMPTY = Lineage()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A shard's key in etcd. `replicas` is the collection's replication factor; `revision` is what a swap compares."""
+
+    epoch: Epoch
+    primary: Member
+    in_sync: frozenset[Member]
+    learners: frozenset[Member] = frozenset()
+    min_in_sync: int = 1
+    replicas: int = 1
+    revision: Revision = field(default=NO_REVISION, compare=False)
+
+    def copies_for(self, level: WriteConsistency) -> int:
+        """How many in-sync members a write of this level needs; the level never lowers `min_in_sync` (2)."""
+        wanted = {
+            WriteConsistency.one: 1,
+            WriteConsistency.quorum: self.replicas // 2 + 1,
+            WriteConsistency.all: self.replicas,
+        }
+        return max(self.min_in_sync, wanted[level])
