@@ -151,7 +151,7 @@ def test_an_operator_killed_after_each_step_ends_with_the_same_cluster_and_does_
         assert seen.more_than_once() == {f"Pod/torn-{i}": 2 for i in range(3)}
         rollout = Counter(killed.actions(torn)) - created
         restarts = {a: times for a, times in rollout.items() if a.startswith("restart")}
-        assert restarts == {f"restart pod NAME-{i} (resources changed)": 1 for i in range(3)}, rollout
+        assert restarts == {f"restart pod NAME-{i} (resources.requests.cpu changed)": 1 for i in range(3)}, rollout
         told = [e for e in torn.events() if e.startswith("RestartingPod")]
         assert len(told) == 3, told
         print(f"killed {killed.kills()} times; created by {dict(created)}, changed by {dict(rollout)}")

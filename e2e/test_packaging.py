@@ -147,7 +147,8 @@ def test_with_watch_namespaces_the_operator_has_rights_there_only_and_touches_no
 
 def may(kubectl, verb, what, namespace):
     where = ("--namespace", namespace) if namespace else ("--all-namespaces",)
-    answer = kubectl("auth", "can-i", verb, what, f"--as={ACCOUNT}", *where, check=False)
+    resource, _, part = what.partition("/")
+    answer = kubectl("auth", "can-i", verb, resource, f"--subresource={part}", f"--as={ACCOUNT}", *where, check=False)
     return answer.strip() == "yes"
 
 
