@@ -123,6 +123,19 @@ def test_a_group_that_was_torn_in_its_middle_by_a_power_failure_is_no_damage(tmp
     assert log.damage is None
 
 
+def test_of_a_torn_end_only_what_is_known_is_said(tmp_path):
+    """Its last record may have been acknowledged before something cut it: the log alone cannot know."""
+    filled(tmp_path, groups=2)
+    (segment,) = tmp_path.glob("*.log")
+    segment.write_bytes(segment.read_bytes()[:-7])
+    found, log = read(tmp_path)
+    (aside,) = tmp_path.glob("torn-*")
+    assert log.torn == (
+        f"{segment.name}: no good record at byte {segment.stat().st_size}, where seq {found[-1].last_seq + 1} should "
+        f"begin; the {aside.stat().st_size} bytes there were cut off, and are kept in {aside.name}"
+    )
+
+
 def test_a_newer_format_is_refused_by_name(tmp_path):
     filled(tmp_path, groups=1)
     (segment,) = tmp_path.glob("*.log")

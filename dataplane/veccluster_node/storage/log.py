@@ -234,11 +234,7 @@ class Log:
             file.seek(segment.size)
             write_durably(aside, file.read())
         os.truncate(segment.path, segment.size)
-        self.torn = (
-            f"{scan.problem}; nobody had been told that the {scan.trailing} bytes there were stored: "
-            f"cut off, and kept in {aside.name}"
-        )
-        _log.warning("log_torn_tail", path=str(self.path), detail=self.torn)
+        self.torn = f"{scan.problem}; the {scan.trailing} bytes there were cut off, and are kept in {aside.name}"
 
     def append(self, records: Sequence[Record], *, sync: bool = True) -> None:
         """Write records behind the last one in one piece, and make them durable if `sync`.
