@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import structlog
 
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
@@ -62,6 +63,13 @@ def flip(path, rng, times=3):
     path.write_bytes(data)
 
 
+def warnings(logged):
+    """The events of one shard that a person may want to read, in their order."""
+    assert all(entry["shard"] == "c0ffee.0" for entry in logged)
+    assert not any("\n" in entry.get("detail", "") for entry in logged)
+    return [entry["event"] for entry in logged if entry["log_level"] == "warning"]
+
+
 def check_graph_too(replica, model):
     check_holds(replica, model)
     query = np.ones((1, 8), np.float32)
@@ -105,7 +113,9 @@ def test_missing_generations_are_built_anew(copy):
 def test_a_damaged_current_is_made_anew(copy):
     path, model = copy
     (path / "CURRENT").write_bytes(b'{"format": 1, "gener')
-    with opened(path, SPEC, GRAPHS) as replica:
+    with structlog.testing.capture_logs() as said, opened(path, SPEC, GRAPHS) as replica:
+        assert warnings(said) == ["current_rebuilt"]
+        assert replica.issues == ()
         check_graph_too(replica, model)
         assert replica.stats().generations == 2
 
@@ -124,9 +134,10 @@ def test_damaged_rows_are_made_anew_from_generations_and_log(copy, damage):
     rows.write_bytes(data)
     if damage == "missing":
         rows.unlink()
-    with opened(path, SPEC, GRAPHS) as replica:
+    with structlog.testing.capture_logs() as said, opened(path, SPEC, GRAPHS) as replica:
         check_graph_too(replica, model)
-        assert any("rows were made anew" in i for i in replica.stats().issues)
+        assert warnings(said) == ["records_rebuilt"]
+        assert replica.issues == (), "it is mended"
         write(replica, [upsert("new", [1] * 8)])
     with opened(path, SPEC, GRAPHS) as replica:
         assert replica.stats().issues == ()
@@ -150,7 +161,7 @@ def test_rows_made_anew_after_the_log_was_trimmed_do_not_revive_the_dead(copy):
     (path / "records.sqlite").unlink()
     with opened(path, SPEC, GRAPHS) as replica:
         check_holds(replica, model)
-        assert not replica.stats().issues[0].endswith("read-only")
+        assert replica.issues == ()
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
@@ -207,15 +218,38 @@ def test_a_log_that_is_damaged_in_its_middle_makes_the_shard_read_only_with_an_a
 def test_a_log_that_lost_an_end_which_the_rows_have_goes_on_behind_it(copy):
     path, model = copy
     segment = max((path / "log").glob("*.log"))
-    segment.write_bytes(segment.read_bytes()[:-1])
-    with opened(path, SPEC, SMALL) as replica:
-        assert any("the rows hold everything" in i for i in replica.stats().issues)
+    segment.write_bytes(segment.read_bytes()[:-7])
+    with structlog.testing.capture_logs() as said, opened(path, SPEC, SMALL) as replica:
+        assert warnings(said) == ["log_torn", "log_behind"]
+        assert "bytes there were cut off, and are kept in torn-" in said[0]["detail"]
+        assert "nobody had been told" not in said[0]["detail"], "the rows hold it: it was acknowledged"
+        assert "the rows hold everything" in said[1]["detail"]
+        assert replica.issues == (), "it is mended"
         check_holds(replica, model)
         write(replica, [upsert("x", [1] * 8)])
         assert replica.build(30)
     (path / "records.sqlite").unlink()
     with opened(path, SPEC, SMALL) as replica:
         assert replica.count() == len(model) + 1
+
+
+def test_a_torn_end_that_was_never_acknowledged_is_a_warning_and_no_issue(copy):
+    path, model = copy
+    with max((path / "log").glob("*.log")).open("ab") as segment:
+        segment.write(b"half a record")
+    with structlog.testing.capture_logs() as said, opened(path, SPEC, SMALL) as replica:
+        assert warnings(said) == ["log_torn"]
+        assert replica.issues == ()
+        check_holds(replica, model)
+
+
+def test_where_rows_and_the_end_of_the_log_are_lost_together_a_person_is_told_what_is_not_known(copy):
+    path, _ = copy
+    segment = max((path / "log").glob("*.log"))
+    segment.write_bytes(segment.read_bytes()[:-7])
+    (path / "records.sqlite").unlink()
+    with opened(path, SPEC, SMALL) as replica:
+        assert any("whether anything acknowledged was there is not known" in issue for issue in replica.issues)
 
 
 @pytest.mark.parametrize("what", ["CURRENT", "manifest"])

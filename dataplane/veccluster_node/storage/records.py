@@ -130,7 +130,8 @@ class Records:
         if version > FORMAT:
             raise StorageCorrupt(f"{self.path.name}: format {version} is newer than {FORMAT}, which this version reads")
         if self.path.stat().st_size <= check_below:
-            problems = [text for (text,) in db.execute("PRAGMA integrity_check(5)") if text != "ok"]
+            said = (line for (text,) in db.execute("PRAGMA integrity_check(5)") for line in text.splitlines())
+            problems = [line for line in said if line != "ok"]
             if problems:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {'; '.join(problems)}")
         db.executescript(_SCHEMA)

@@ -2,7 +2,8 @@
 
 The log is the truth; rows are its derivative, and generations are derivatives of the rows. So a damaged generation
 is made anew from the rows (and searched exactly from memory meanwhile), damaged rows from generations and log, and a
-damaged log leaves the shard as it is: read-only, with an alarm. Whatever was not as it should be is said in `issues`.
+damaged log leaves the shard as it is: read-only, with an alarm. What is mended is a warning in the log and no more;
+what needs a person is said in `issues` and `read_only`, what is being mended in `mending`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,19 +32,24 @@ _GROUP = 4096
 """Operations replayed in one transaction, about."""
 _READ = 4096
 """Vectors read from the rows at once."""
+_END_UNKNOWN = (
+    "the end of the log, behind seq {seq}, was torn and the rows were lost, too: whether anything acknowledged was "
+    "there is not known; look for what was written last, and write again what is missing"
+)
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Recovered:
-    """An opened shard. `failure` means that it is read-only."""
+    """An opened shard. `failure` means that it is read-only. `mending` holds until no generation is damaged."""
 
     log: Log
     records: Records
     shelf: Shelf
     feed: LocalFeed
     issues: list[str] = field(default_factory=list)
+    mending: list[str] = field(default_factory=list)
     failure: VecClusterError | None = None
 
 
@@ -55,6 +61,7 @@ class Recovery:
         self.spec = spec
         self.settings = settings
         self.issues: list[str] = []
+        self.mending: list[str] = []
         self.failure: VecClusterError | None = None
 
     def run(self) -> Recovered:
@@ -71,15 +78,16 @@ class Recovery:
             log.close()
             raise
         shelf.clean()
-        return Recovered(log, records, shelf, feed, self.issues, self.failure)
+        return Recovered(log, records, shelf, feed, self.issues, self.mending, self.failure)
 
-    def _tell(self, event: str, sentence: str) -> None:
-        self.issues.append(f"Shard {self.spec.shard}: {sentence}")
-        _log.warning(event, shard=str(self.spec.shard), detail=sentence)
+    def _warn(self, event: str, sentence: str, **facts: object) -> str:
+        """Log what is not as it should be; the sentence with its shard, for whoever has to be told too."""
+        _log.warning(event, shard=str(self.spec.shard), **facts, detail=sentence)
+        return f"Shard {self.spec.shard}: {sentence}"
 
     def _fail(self, event: str, sentence: str) -> None:
         """Go on read-only."""
-        self._tell(event, sentence)
+        self.issues.append(self._warn(event, sentence))
         self.failure = self.failure or StorageCorrupt(f"shard {self.spec.shard} is read-only: {sentence}")
 
     # -- log
@@ -90,7 +98,7 @@ class Recovery:
         fresh = not any(path.glob("*.log"))
         log = Log.open(path, segment_size=min(self.settings.segment_size, max(1, self.settings.max_wal_size // 8)))
         if log.torn:
-            self._tell("log_torn", log.torn)
+            self._warn("log_torn", log.torn, seq=log.last_seq)
         if log.damage:
             self._fail("log_damaged", f"the log is damaged: {log.damage}")
         elif fresh and anything_else:
@@ -106,10 +114,11 @@ class Recovery:
                 return
             records.apply(group)
         if log.last_seq < records.applied_seq and not log.damage:
-            self._tell(
+            self._warn(
                 "log_behind",
                 f"the log ends at seq {log.last_seq}, but the rows hold everything up to {records.applied_seq}: "
-                "it goes on from there",
+                "nothing is lost, and it goes on from there",
+                seq=records.applied_seq,
             )
             log.roll(start=records.applied_seq + 1)
 
@@ -117,9 +126,9 @@ class Recovery:
 
     def _open_records(self, log: Log, shelf: Shelf) -> Records:
         path, suspect = self.path / ROWS, self.path / SUSPECT
-        why = "a checksum in it did not hold" if suspect.exists() else None
+        why = f"a checksum in {ROWS} did not hold" if suspect.exists() else None
         if why is None and not path.exists() and (log.first_seq > 1 or shelf.current.generations):
-            why = "it is missing"
+            why = f"{ROWS} is missing"
         if why is None:
             try:
                 return Records(path, filterable=self.spec.filterable)
@@ -148,7 +157,13 @@ class Recovery:
                 continue
             epoch = whole[-1].manifest.epoch if whole else 0
             records.restore(_living_rows(whole), applied_seq=through, epoch=epoch)
-            self._tell("records_rebuilt", f"the rows were made anew from generations and log, since {path.name}: {why}")
+            self._warn(
+                "records_rebuilt",
+                f"the rows are made anew from generations and log, since {why}",
+                seq=through,
+            )
+            if log.torn:
+                self.issues.append(self._warn("end_unknown", _END_UNKNOWN.format(seq=log.last_seq)))
             floor = max((g.manifest.floor for g in whole), default=0)
             if log.last_seq < floor:
                 self._fail("records_incomplete", f"operations {log.last_seq + 1} to {floor} are missing: {why}")
@@ -173,7 +188,7 @@ class Recovery:
             (self.path / "CURRENT").replace(self.path / "damaged-CURRENT")
             shelf = Shelf(self.path)
             shelf.switch(shelf.rebuilt_from_directories().generations)
-            self._tell("current_rebuilt", f"{error.detail}; the list of generations was made anew from what is there")
+            self._warn("current_rebuilt", f"{error.detail}; the list of generations was made anew from what is there")
             return shelf
 
     def _open(self, shelf: Shelf, name: str) -> Generation:
@@ -209,7 +224,8 @@ class Recovery:
         except StorageCorrupt as error:
             if "is newer than" in error.detail:
                 raise
-            self._tell("generation_damaged", f"{error.detail}; it is being rebuilt from the rows")
+            said = self._warn("generation_damaged", f"{error.detail}; it is being rebuilt from the rows")
+            self.mending.append(said)
             shelf.set_aside(name)
         return Slot(name, after, through, self._resident(snapshot, living), damaged=True)
 

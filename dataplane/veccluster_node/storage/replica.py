@@ -175,7 +175,7 @@ class Replica:
     def _issues(self) -> tuple[str, ...]:
         """What a person should know, each once; what was rebuilt since is no longer one."""
         damaged = any(slot.damaged for slot in self._recovered.feed.slots)
-        said = [i for i in self._recovered.issues if damaged or "is being rebuilt" not in i]
+        said = [*self._recovered.issues, *(self._recovered.mending if damaged else ())]
         if self._builder.problem:
             said.append(self._builder.problem)
         if self._writer.failure and not self._recovered.failure:
