@@ -169,6 +169,35 @@ def test_a_shard_directory_that_is_gone_is_reported_and_never_made_anew(nodes: N
             client.count(name)
 
 
+def test_a_shard_whose_log_is_damaged_makes_the_cluster_critical_and_is_read(nodes: Nodes) -> None:
+    with nodes.client(timeout=3) as client:
+        name = _filled(client)
+        client.upsert(name, IDS, VECTORS)
+        hurt = _primary_of(client, name, 0)
+        nodes.stop(hurt)
+        uuid = client.collection(name).details["uuid"]
+        (segment,) = (nodes.data(hurt) / "shards" / f"{uuid}.0" / "log").glob("*.log")
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        nodes.start(hurt)
+        nodes.wait_ready(hurt)
+        words = f"Shard 0 of collection {name} takes no writes: the log is damaged: {segment.name}: no good record at"
+        wait_until(lambda: nodes.cluster(hurt)["issues"], "the issue")
+        said = nodes.cluster(hurt)
+        assert said["health"] == "critical" and said["shards"]["unavailable"] == 0
+        (issue,) = said["issues"]
+        assert issue.startswith(words) and "; reads go on. Restore its directory from a backup, or export" in issue
+        assert client.count(name) == 8
+        with pytest.raises(ShardsUnavailable, match="is read-only: the log is damaged"):
+            client.upsert(name, IDS, VECTORS)
+
+        nodes.stop(hurt)
+        segment.write_bytes(whole)
+        nodes.start(hurt)
+        nodes.wait_healthy()
+        client.upsert(name, IDS, VECTORS)
+
+
 def test_data_of_a_collection_deleted_while_a_node_was_down_is_deleted_when_it_is_back(nodes: Nodes) -> None:
     with nodes.client(timeout=5) as client:
         name = _filled(client)

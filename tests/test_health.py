@@ -5,7 +5,7 @@ import msgspec
 from support.states import collection, load, node, shard
 from veccluster.decisions.health import judge
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import NodeId, Shard
+from veccluster.model.state import NodeId, ReadOnly, Shard
 from veccluster.model.status import Health
 
 NODES = {node(i).id: node(i) for i in range(3)}
@@ -48,6 +48,21 @@ def test_a_lost_disk_is_named_as_such() -> None:
     lost[first] = shard(0, node(0), epoch=2, primary_incarnation="older-disk")
     issue = judge(_state(shards=lost)).issues[0]
     assert "a disk that node n0 no longer has" in issue
+
+
+def test_a_shard_that_takes_no_writes_makes_it_critical_in_words_with_the_way_on() -> None:
+    stuck = ReadOnly(shard=str(shard(1, node(1)).id), why="its log is missing", way_on="Restore it.")
+    alive = {**_state().alive, NodeId("n1"): msgspec.structs.replace(_state().alive[NodeId("n1")], read_only=(stuck,))}
+    verdict = judge(_state(alive=alive))
+    words = "Shard 1 of collection words takes no writes: its log is missing; reads go on. Restore it."
+    assert (verdict.health, verdict.issues, verdict.unavailable) == (Health.critical, (words,), ())
+    assert "takes no writes" not in " ".join(judge(_state(alive=alive), unreachable=frozenset({NodeId("n1")})).issues)
+
+
+def test_what_a_node_that_is_not_the_primary_can_no_longer_write_costs_nothing() -> None:
+    stuck = ReadOnly(shard=str(shard(1, node(1)).id), why="its log is missing")
+    alive = {**_state().alive, NodeId("n0"): msgspec.structs.replace(_state().alive[NodeId("n0")], read_only=(stuck,))}
+    assert judge(_state(alive=alive)).health is Health.healthy
 
 
 def test_what_a_node_reports_makes_it_degraded() -> None:

@@ -25,7 +25,7 @@ from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
 from veccluster.errors import ShardsUnavailable, Unavailable, VecClusterError
 from veccluster.model.limits import Limits
-from veccluster.model.state import Collection, Epoch, ShardId
+from veccluster.model.state import Collection, Epoch, ReadOnly, ShardId
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
@@ -38,6 +38,9 @@ Ops = Sequence[operations.Op] | operations.DeleteWhere
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
+
+WAY_ON = "Restore its directory from a backup, or export what it holds and load that into a new collection."
+"""For a shard whose only copy is damaged."""
 
 DOOMED = ".deleted"
 """What the directory of a shard ends in while it is being deleted."""
@@ -136,11 +139,19 @@ class ShardHost:
         return [i for i, h in self._hosted.items() if h.replica.failure is not None]
 
     def issues(self) -> list[str]:
-        """What the replicas would have a person know."""
+        """What the replicas would have a person know, beside `read_only`."""
         full = []
         if disk_usage(self._dir) >= self._settings.full_at:
             full = [f"its disk is {self._settings.full_at:.0%} full: upserts are refused until there is room again"]
         return full + [issue for _, h in sorted(self._hosted.items()) for issue in h.replica.issues]
+
+    def read_only(self) -> list[ReadOnly]:
+        """The replicas that take no writes."""
+        return [
+            ReadOnly(shard=str(i), why=why, way_on="" if h.replica.failure else WAY_ON)
+            for i, h in sorted(self._hosted.items())
+            if (why := h.replica.read_only)
+        ]
 
     def serving(self) -> list[ShardId]:
         """The shards that this node answers for."""

@@ -234,6 +234,7 @@ class DataNode:
             memory_used=self.host.memory.held() // coarse * coarse,
             issues=tuple(self._reconciler.issues()),
             serving=tuple(map(str, self.host.serving())),
+            read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import NodeId, Shard
+from veccluster.model.state import NodeId, ReadOnly, Shard
 from veccluster.model.status import Health
 
 
@@ -33,7 +33,7 @@ def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), 
     """
     down = {n for n in state.nodes if n in unreachable or (n not in state.alive and not metadata_away)}
     unavailable = tuple(s for _, s in sorted(state.shards.items()) if _is_unavailable(s, state, down))
-    critical = [*_lost_shards(state, unavailable, down), *_unplaced(state)]
+    critical = [*_lost_shards(state, unavailable, down), *_read_only(state, unavailable), *_unplaced(state)]
     degraded = [*_nodes_down(state, down), *_metadata(state, metadata_away), *_reported(state)]
     verdict = Health.critical if critical else Health.degraded if degraded else Health.healthy
     return Verdict(verdict, (*critical, *degraded), unavailable)
@@ -70,6 +70,21 @@ def _why(shard: Shard, state: ClusterState, down: set[NodeId]) -> str:
             "bring that data directory back, or delete the collection and load it again"
         )
     return f"node {shard.primary} is still opening it, or could not (see its issues)"
+
+
+def _read_only(state: ClusterState, unavailable: Sequence[Shard]) -> Iterator[str]:
+    """Shards that are served and whose primary can write no more."""
+    stuck = {(node, said.shard): said for node, load in state.alive.items() for said in load.read_only}
+    lost = {s.id for s in unavailable}
+    for name, collection in sorted(state.collections.items()):
+        for shard in state.shards_of(collection):
+            said = stuck.get((shard.primary, str(shard.id)))
+            if said and shard.id not in lost:
+                yield f"Shard {shard.id.number} of collection {name} takes no writes: {_in_words(said)}"
+
+
+def _in_words(said: ReadOnly) -> str:
+    return f"{said.why}; reads go on.{' ' if said.way_on else ''}{said.way_on}"
 
 
 def _unplaced(state: ClusterState) -> Iterator[str]:

@@ -113,6 +113,16 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     state: NodeState = NodeState.active
 
 
+class ReadOnly(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard that answers reads and takes no writes."""
+
+    shard: str
+    """`UUID.N`."""
+    why: str
+    way_on: str = ""
+    """What a person has to do; empty where the node mends it by itself."""
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """`alive/ID`, leased: the node is there, and how it fares."""
 
@@ -127,6 +137,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What the node itself would have a person know, in words."""
     serving: tuple[str, ...] = ()
     """Shards (`UUID.N`) that this process serves as their primary."""
+    read_only: tuple[ReadOnly, ...] = ()
+    """Shards that this process has open and can write no more."""
     recovering: tuple[str, ...] = ()
     """Shards that this process is opening."""
 

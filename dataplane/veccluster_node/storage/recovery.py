@@ -3,7 +3,7 @@
 The log is the truth; rows are its derivative, and generations are derivatives of the rows. So a damaged generation
 is made anew from the rows (and searched exactly from memory meanwhile), damaged rows from generations and log, and a
 damaged log leaves the shard as it is: read-only, with an alarm. What is mended is a warning in the log and no more;
-what needs a person is said in `issues` and `read_only`, what is being mended in `mending`.
+what needs a person is said in `issues` and `broken`, what is being mended in `mending`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from veccluster.errors import StorageCorrupt, VecClusterError
+from veccluster.errors import StorageCorrupt
 from veccluster_node.storage import generations
 from veccluster_node.storage.distance import U64
 from veccluster_node.storage.feed import LocalFeed, Slot
@@ -42,7 +42,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Recovered:
-    """An opened shard. `failure` means that it is read-only. `mending` holds until no generation is damaged."""
+    """An opened shard. `broken` says why it is read-only; `mending` holds until no generation is damaged."""
 
     log: Log
     records: Records
@@ -50,7 +50,7 @@ class Recovered:
     feed: LocalFeed
     issues: list[str] = field(default_factory=list)
     mending: list[str] = field(default_factory=list)
-    failure: VecClusterError | None = None
+    broken: str | None = None
 
 
 class Recovery:
@@ -62,7 +62,7 @@ class Recovery:
         self.settings = settings
         self.issues: list[str] = []
         self.mending: list[str] = []
-        self.failure: VecClusterError | None = None
+        self.broken: list[str] = []
 
     def run(self) -> Recovered:
         """Open log, rows, generations, in this order, and make them agree."""
@@ -78,7 +78,7 @@ class Recovery:
             log.close()
             raise
         shelf.clean()
-        return Recovered(log, records, shelf, feed, self.issues, self.mending, self.failure)
+        return Recovered(log, records, shelf, feed, self.issues, self.mending, "; ".join(self.broken) or None)
 
     def _warn(self, event: str, sentence: str, **facts: object) -> str:
         """Log what is not as it should be; the sentence with its shard, for whoever has to be told too."""
@@ -87,8 +87,8 @@ class Recovery:
 
     def _fail(self, event: str, sentence: str) -> None:
         """Go on read-only."""
-        self.issues.append(self._warn(event, sentence))
-        self.failure = self.failure or StorageCorrupt(f"shard {self.spec.shard} is read-only: {sentence}")
+        self._warn(event, sentence)
+        self.broken.append(sentence)
 
     # -- log
 

@@ -55,7 +55,8 @@ class Replica:
         self._recovered = recovered
         self._limits = settings.limits
         parts = (recovered.log, recovered.records, recovered.feed)
-        self._writer = Writer(path, spec, settings, parts, failure=recovered.failure, applied=self._applied)
+        broken = StorageCorrupt(f"shard {spec.shard} is read-only: {recovered.broken}") if recovered.broken else None
+        self._writer = Writer(path, spec, settings, parts, failure=broken, applied=self._applied)
         self._reader = Reader(
             path / ROWS,
             recovered.feed,
@@ -73,8 +74,8 @@ class Replica:
         """Open the shard in directory `path` after whatever happened to it, or make an empty one.
 
         `Unavailable` when it is open already; `StorageCorrupt` when a newer version wrote it. Any other damage opens
-        it, healed or read-only, with `stats().issues` saying what was found. `builds` bounds the index builds of the
-        process.
+        it, healed or read-only; `read_only` and `issues` say what a person should know of it. `builds` bounds the index
+        builds of the process.
         """
         failpoints.hit("replica.opening")
         settings = settings or StorageSettings()
@@ -103,11 +104,18 @@ class Replica:
     @property
     def failure(self) -> VecClusterError | None:
         """Why it takes no more writes although it did when it was opened; opening it again may mend that."""
-        return None if self._recovered.failure else self._writer.failure
+        return None if self._recovered.broken else self._writer.failure
+
+    @property
+    def read_only(self) -> str | None:
+        """Why it takes no writes, if it takes none."""
+        if self._recovered.broken:
+            return self._recovered.broken
+        return self._writer.failure.detail if self._writer.failure else None
 
     @property
     def issues(self) -> tuple[str, ...]:
-        """What a person should know, in sentences, each once."""
+        """What else a person should know, in sentences, each once."""
         return self._issues()
 
     def write(self, ops: Sequence[Op] | DeleteWhere, *, epoch: int, op_id: str, time_ns: int) -> Future[Written]:
@@ -169,6 +177,7 @@ class Replica:
             disk_bytes=tree_size(self.path),
             memory_bytes=feed.memory(),
             building=self._builder.building,
+            read_only=self.read_only,
             issues=self._issues(),
         )
 
@@ -178,8 +187,6 @@ class Replica:
         said = [*self._recovered.issues, *(self._recovered.mending if damaged else ())]
         if self._builder.problem:
             said.append(self._builder.problem)
-        if self._writer.failure and not self._recovered.failure:
-            said.append(f"Shard {self.spec.shard} takes no writes: {self._writer.failure.detail}.")
         return tuple(dict.fromkeys(said))
 
     def _applied(self) -> None:

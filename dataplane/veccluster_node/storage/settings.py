@@ -55,7 +55,7 @@ class StorageSettings:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStats:
-    """How a replica fares. Sizes in bytes; `issues` are sentences for a person."""
+    """How a replica fares. Sizes in bytes; `issues` are sentences for a person, `read_only` why it takes no writes."""
 
     live: int
     dead: int
@@ -67,4 +67,5 @@ class ReplicaStats:
     disk_bytes: int
     memory_bytes: int
     building: bool
+    read_only: str | None
     issues: tuple[str, ...]
