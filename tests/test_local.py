@@ -197,12 +197,17 @@ def test_a_cluster_that_runs_and_cannot_become_healthy_stays_up_and_says_why(tmp
     try:
         run("up", "-f", "file.yaml", "--port", str(free_run(1)))
         run("down")
-        (tmp_path / ".veccluster" / "demo" / "data" / "demo-0" / "shards" / "gone.0").mkdir()
+        forgotten = tmp_path / ".veccluster" / "demo" / "data" / "demo-0" / "shards" / "gone.0"
+        forgotten.mkdir()
         up = run("up", "-f", "file.yaml")
         assert up.returncode == 0, up.stderr
         assert "demo is degraded" in up.stdout
         assert "Node demo-0: data of shard gone.0 is here, but no record names this node for it" in up.stdout
+        assert f"once it is known not to be, stop the node and remove {forgotten}" in up.stdout
         assert "degraded" in run("status").stdout
+        run("down")
+        forgotten.rmdir()
+        assert "demo is healthy" in run("up", "-f", "file.yaml").stdout
     finally:
         run("down")
 

@@ -87,6 +87,10 @@ class ShardHost:
         found = {shard: Local() for shard in on_disk if shard is not None}
         return found | {i: Local(is_open=True, serving=h.serving) for i, h in self._hosted.items()}
 
+    def directory(self, shard: ShardId) -> Path:
+        """Where the data of a shard is, or would be."""
+        return (self._dir / str(shard)).absolute()
+
     async def open(self, shard: ShardId, collection: Collection) -> None:
         """Open the replica or create it; it answers nothing before `serve`."""
         spec = ReplicaSpec(

@@ -71,7 +71,12 @@ class Reconciler:
         return [
             *(f"shard {shard}: {why}" for shard, (_, _, why) in sorted(self._failures.items())),
             *(f"shard {s}: its directory is gone from the disk; bring it back, or delete the collection" for s in lost),
-            *(f"data of shard {s} is here, but no record names this node for it" for s in self._orphans()),
+            *(
+                f"data of shard {s} is here, but no record names this node for it: it is kept and not read. If it is "
+                f"needed, bring back the etcd that knew it; once it is known not to be, stop the node and remove "
+                f"{self._host.directory(s)}"
+                for s in self._orphans()
+            ),
             *self._host.issues(),
         ]
 
