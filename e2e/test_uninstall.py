@@ -16,7 +16,9 @@ KINDS = (
     "pods,persistentvolumeclaims,poddisruptionbudgets,networkpolicies,events"
 )
 SOON = 45
-"""Seconds: pods have a second or two of grace more than the 30 that etcd's have, and namespaces look every 8 s."""
+NAMESPACE_SOON = 90
+"""Seconds: Kubernetes looks again at a namespace only after half of the longest grace of its pods (30 s), then twice
+after 8 s for the claims."""
 
 pytestmark = pytest.mark.last  # what other tests share is gone afterwards
 
@@ -57,7 +59,7 @@ def delete_resources(database):
 
 def delete_namespace(kubectl, namespace):
     started = time.monotonic()
-    kubectl("delete", "namespace", namespace, f"--timeout={SOON}s")
+    kubectl("delete", "namespace", namespace, f"--timeout={NAMESPACE_SOON}s")
     print(f"the namespace was gone after {time.monotonic() - started:.0f} s")
 
 
@@ -97,7 +99,7 @@ def test_without_the_operator_clusters_go_on_and_their_resources_or_namespaces_g
     first, second = databases
     pods = {p["metadata"]["uid"] for p in first.pods()}
     operator.uninstall()
-    assert operator.pods() == []
+    wait_for(lambda: not operator.pods(), SOON, "the operator's pods to be gone")
     answer = client.ask(first, "GET", "/v1/collections/points")
     assert answer["status"] == 200, answer
     assert {p["metadata"]["uid"] for p in first.pods()} == pods
