@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -30,6 +32,12 @@ IDS = [f"id-{i}" for i in range(8)]
 def etcd() -> Iterator[EtcdCluster]:
     with EtcdCluster(1) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def one_node(etcd) -> Iterator[Nodes]:
+    with Nodes(1, etcd=etcd) as nodes:
+        yield nodes
 
 
 def registered(nodes: Nodes, node: str) -> Node:
@@ -115,6 +123,45 @@ def test_the_password_is_what_the_files_hold_at_each_login(tmp_path):
     password.write_text("\n")
     with pytest.raises(InvalidSpec, match="is empty"):
         config.login()
+
+
+# Its log
+
+
+def test_a_log_is_one_json_object_a_line_whoever_writes_it():
+    script = """
+import asyncio, logging, structlog, warnings
+from veccluster_node import logs
+logs.to_stderr("info")
+structlog.get_logger("a").info("ours", shard="s.0")
+try:
+    raise ValueError("two\\nlines")
+except ValueError:
+    logging.getLogger("aiohttp.server").exception("Error handling %s", "this")
+    structlog.get_logger("a").exception("ours_too")
+logging.getLogger("asyncio").info("Using a selector")
+warnings.warn("old", DeprecationWarning)
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=30)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(said["event"], said["level"]) for said in lines[:3]] == [
+        ("ours", "info"), ("Error handling this", "error"), ("ours_too", "error"),
+    ]  # fmt: skip
+    assert (lines[1]["logger"], "two\nlines" in lines[1]["exception"]) == ("aiohttp.server", True)
+    assert "DeprecationWarning" in lines[3]["event"] and len(lines) == 4
+
+
+@pytest.mark.parametrize("request_line", ["BREW /healthz HTTP/1.1", "G(T /healthz HTTP/1.1", "nothing at all"])
+def test_what_is_no_http_is_refused_and_leaves_no_trace_in_the_log(one_node, request_line):
+    before = one_node.log_file(0).read_text()
+    address = urlsplit(one_node.url(0))
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        for line in ("GET /healthz HTTP/1.1", request_line):
+            client.sendall(f"{line}\r\nHost: a\r\n\r\n".encode())
+            answer = client.recv(10_000)
+    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+    said = one_node.log_file(0).read_text()[len(before) :]
+    assert not [line for line in said.splitlines() if "Error handling" in line or not line.startswith("{")]
 
 
 # Its zone
