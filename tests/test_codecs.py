@@ -613,7 +613,7 @@ def test_a_bad_search_is_refused_naming_the_member(members: dict[str, Any], fiel
             {},
             "vectors[0][1]: must be a finite number that float32 can hold, is nan",
         ),
-        (b"\1\0\0\77" * 3003, {}, "the body: must be 1 to 1000 vectors, are 1001"),
+        (b"\1\0\0\77" * 3003, {}, "the body must be 1 to 1000 vectors, are 1001"),
         (b"\1\0\0\77" * 3, {"k": "0"}, "k: must be at least 1, is 0"),
         (b"\1\0\0\77" * 3, {"k": "ten"}, "k: must be a whole number, is a string"),
         (b"\1\0\0\77" * 3, {"k": ""}, "k: must be a whole number, is a string"),
@@ -632,6 +632,13 @@ def test_a_bad_binary_search_is_refused_saying_why(body: bytes, query: dict[str,
     with pytest.raises(InvalidRequest) as refusal:
         decode_search_binary(body, query, WORDS, DEFAULTS)
     assert said in refusal.value.detail
+
+
+def test_an_error_about_the_body_itself_has_an_empty_field() -> None:
+    for body in (b"", b"\1\0\0\77" * 3003):
+        with pytest.raises(InvalidRequest) as refusal:
+            decode_search_binary(body, {}, WORDS, DEFAULTS)
+        assert [e["field"] for e in refusal.value.errors] == [""]
 
 
 def test_a_filter_in_a_query_string_is_checked_and_handed_on() -> None:

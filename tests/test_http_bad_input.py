@@ -193,7 +193,8 @@ def test_a_vector_object_of_wrong_types_is_told_member_by_member(made, text, for
 @pytest.mark.parametrize("form", ["json", "ndjson"])
 def test_what_is_not_json_is_called_so(made, text, form):
     body, kind = (f'{{"vectors": [{text}]}}', JSON) if form == "json" else (text, NDJSON)
-    assert "is not JSON" in problem(made.call("POST", "/vectors", body.encode(), kind=kind))["detail"]
+    said = problem(made.call("POST", "/vectors", body.encode(), kind=kind))["detail"]
+    assert "is not JSON" in said and "  " not in said
 
 
 def test_every_mistake_of_a_batch_is_listed_up_to_a_hundred(made):
@@ -432,7 +433,7 @@ def test_a_filter_that_means_nothing_is_refused_wherever_it_stands(made, field, 
         ("vector=[1,2,3]", floats([1, 2, 3]), "vector: is not an argument here"),
         ("consistency=all", floats([1, 2, 3]), "consistency: must be 'eventual', 'session', 'quorum' or 'strong'"),
         ("k=1000", floats(*[[1, 2, 3]] * 101), "k: must be at most 990 with 101 vectors"),
-        ("", floats(*[[1, 2, 3]] * 1001), "the body: must be 1 to 1000 vectors, are 1001"),
+        ("", floats(*[[1, 2, 3]] * 1001), "the body must be 1 to 1000 vectors, are 1001"),
     ],
 )
 def test_a_binary_search_that_cannot_be_is_refused(made, query, body, said):

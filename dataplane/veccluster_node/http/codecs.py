@@ -365,7 +365,7 @@ def decode_search_binary(
         what = f"one or more vectors of {collection.dimension} little-endian float32 ({size} bytes each)"
         raise _about("", f"must be {what}, is {len(body)} bytes")
     vectors = np.frombuffer(body, "<f4").reshape(-1, collection.dimension).astype(np.float32, copy=False)
-    _check_size(len(vectors), options, collection, limits, "the body")
+    _check_size(len(vectors), options, collection, limits, "")
     if options.many is False and len(vectors) > 1:
         raise InvalidRequest.field("many", f"must not be false with {len(vectors)} vectors")
     _refuse(_unusable_queries(vectors, collection, [f"vectors[{i}]" for i in range(len(vectors))]))
@@ -407,7 +407,7 @@ def filter_json(text: str | bytes, limits: Limits) -> bytes:
 
 def _check_size(queries: int, options: api.SearchOptions, collection: Collection, limits: Limits, name: str) -> None:
     if not 1 <= queries <= limits.max_queries:
-        raise InvalidRequest.field(name, f"must be 1 to {limits.max_queries} vectors, are {queries}")
+        raise _about(name, f"must be 1 to {limits.max_queries} vectors, are {queries}")
     most, included = limits.max_results // queries, ""
     if "vector" in (options.include or ()):
         most = min(most, limits.max_vector_results // (queries * collection.dimension * 4))

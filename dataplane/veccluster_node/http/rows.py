@@ -191,7 +191,8 @@ class Errors:
         self.listed.sort(key=lambda e: e["index"])
         first = self.listed[0]
         more = {"more_errors": self.count - len(self.listed)} if self.count > len(self.listed) else {}
-        said = f"vector {first['index']}: {first['field']} {first['reason']}"
+        part = f": {first['field']}" if first["field"] else ""
+        said = f"vector {first['index']}{part} {first['reason']}"
         rest = f" (and {self.count - 1} more)" if self.count > 1 else ""
         raise InvalidRequest(said + rest, self.listed, **more)
 
