@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
+.PHONY: help setup demo check format test test-slow simulate bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test: check ## everything that must pass before a change lands, under five minut
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+simulate: $(STAMP) ## replication on a simulated clock, network, disk and etcd; SEEDS=10000 FROM=0 MUTATION=name TRACE=1
+	@PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(or $(SEEDS),1000) --from $(or $(FROM),0) \
+	    $(if $(MUTATION),--mutation $(MUTATION)) $(if $(TRACE),--trace)
 
 bench: $(STAMP) ## recall, ingest rate, queries a second, latency and memory, as a table and as JSON
 	$(BIN)/python -m bench

@@ -13,6 +13,7 @@ class Why(StrEnum):
 
     not_primary = "this replica is not the shard's primary"
     too_few_copies = "fewer replicas are in sync than the write asks for"
+    not_in_sync = "this replica is not in sync"
     behind = "this replica has not applied what the session has seen"
     fenced = "another epoch began"
     disk = "the disk failed"

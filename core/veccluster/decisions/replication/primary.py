@@ -20,9 +20,6 @@ from veccluster.decisions.replication.messages import Accepted, Header, Replicat
 from veccluster.decisions.replication.values import NO_REVISION, NOTHING, Configuration, Member, Position, Record
 from veccluster.model.state import Epoch, Seq
 
-WINDOW = 1024
-"""Operations that may be on their way to a member without an answer."""
-
 
 @dataclass(slots=True)
 class _Progress:
@@ -54,6 +51,9 @@ class _AskedRead:
 
 class Primary:
     """One replica while it is primary of one epoch. It is made once for an epoch and never again (7)."""
+
+    window = 1024
+    """Operations that may be on their way to a member without an answer."""
 
     def __init__(self, me: Member, journal: Journal, commit: Seq, configuration: Configuration) -> None:
         self.me = me
@@ -184,7 +184,10 @@ class Primary:
     # -- committing and answering
 
     def _advance(self) -> Iterator[do.Effect]:
-        self.commit = max(self.commit, self._durable_everywhere())
+        if (committed := self._durable_everywhere()) > self.commit:
+            self.commit = committed
+            if committed == self.journal.last:  # else the records on their way tell it
+                yield from self._beat(self._others())
         yield from self.journal.apply(self.commit)
         yield from self._acknowledge()
         yield from self._serve_reads()
@@ -251,7 +254,7 @@ class Primary:
         if progress.sent + 1 < self.journal.first:
             progress.sent = Seq(self.journal.first - 1)
             yield do.SendSnapshot(self._header(member))
-        through = Seq(min(self.journal.last, progress.matched + WINDOW))
+        through = Seq(min(self.journal.last, progress.matched + self.window))
         if progress.sent < through:
             yield do.SendRecords(self._header(member), progress.sent, through)
             progress.sent = through

@@ -80,13 +80,19 @@ class Replica:
                 yield from self._answered(event)
 
     def _read(self, read: on.Read) -> Iterator[do.Effect]:
-        """Strong reads are the primary's; for others it is enough to have applied what they must show (13)."""
+        """Strong reads are the primary's; others are for who is in sync and has applied what they must show (13)."""
         if read.level is ReadConsistency.strong:
             yield from self.primary.read(read) if self.primary else [do.RefuseRead(read.id, Why.not_primary)]
-        elif self._shows(read.at_least):
-            yield do.Serve(read.id, self.journal.shown)
-        else:
+        elif not self._is_in_sync():
+            yield do.RefuseRead(read.id, Why.not_in_sync)
+        elif not self._shows(read.at_least):
             yield do.RefuseRead(read.id, Why.behind)
+        else:
+            yield do.Serve(read.id, self.journal.shown)
+
+    def _is_in_sync(self) -> bool:
+        """By the newest configuration that this replica knows; how old that may be is the adapter's to bound."""
+        return self.configuration is not None and self.me in self.configuration.in_sync
 
     def _shows(self, at_least: Seq) -> bool:
         return self.journal.applied >= at_least

@@ -1,0 +1,305 @@
+"""Every rule taken away in turn, to show that the simulation would notice. The product reaches nothing of this."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from simulation.run import Rules
+from veccluster.decisions.replication import effects as do
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.follower import Follower
+from veccluster.decisions.replication.messages import Accepted, FromPrimary, Header
+from veccluster.decisions.replication.primary import Primary
+from veccluster.decisions.replication.replica import Replica
+from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.model.state import Epoch, Seq
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A rule removed: its number in docs/replication.md, and what is done instead."""
+
+    rule: str
+    instead: str
+    rules: Rules
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+Weather = dict[str, object]
+STALE: Weather = {"replicas": 3, "nodes": 3, "min_in_sync": 2, "clients": 5, "keys": 1, "writes": 0.4, "loss": 0}
+STALE |= {"isolations": 30, "faults_every": 1.5}
+"""Primaries are cut off, while clients still reach them."""
+SLOW_DISKS: Weather = {"slowness": 60, "clients": 5, "writes": 0.9, "faults_every": 0.15, "isolations": 1}
+"""A crash finds much that no sync has covered."""
+LATE_ETCD: Weather = {"etcd_lateness": 0.6, "isolations": 5, "faults_every": 0.15}
+"""etcd carries changes out long after their time is over."""
+
+
+def removes(rule: str, instead: str, **weather: object) -> Callable[[type], type]:
+    """Register a changed Primary, Follower or Replica under its name; `weather` is where its absence shows best."""
+
+    def register(changed: type) -> type:
+        replica = type(changed.__name__, (Replica,), {})
+        if issubclass(changed, Primary):
+            replica.primary_type = changed  # type: ignore[attr-defined]
+        elif issubclass(changed, Follower):
+            replica.follower_type = changed  # type: ignore[attr-defined]
+        else:
+            replica = changed
+        MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(replica=replica, weather=weather))
+        return changed
+
+    return register
+
+
+# -- 2: acknowledging
+
+
+@removes("2", "a follower answers before its disk has it")
+class AckBeforeSync(Follower):
+    def _matched(self) -> Seq:
+        return self.journal.last
+
+
+@removes("2", "the primary counts its own log before its disk has it")
+class PrimaryAcksBeforeSync(Primary):
+    def _matched(self, member: Member) -> Seq:
+        return self.journal.last if member == self.me else super()._matched(member)
+
+
+@removes("2", "any min_in_sync members are enough")
+class AnyCopies(Primary):
+    def _durable_everywhere(self) -> Seq:
+        matched = sorted(map(self._matched, self.waiting), reverse=True)
+        return matched[min(len(matched), self.configuration.min_in_sync) - 1]
+
+
+@removes("2", "the number of members in sync when the write is acknowledged does not matter")
+class FewCopies(Primary):
+    def _is_enough(self, asked: object) -> bool:
+        return True
+
+
+# -- 3: changing the in-sync set
+
+
+@removes("3", "it stops waiting for a member before etcd says so")
+class ShrinkFirst(Primary):
+    @property
+    def waiting(self) -> frozenset[Member]:
+        return self._target.in_sync if self._target else self.configuration.in_sync
+
+
+@removes("3", "it waits for a new member only when etcd says so")
+class ExpandLate(Primary):
+    @property
+    def waiting(self) -> frozenset[Member]:
+        return self.configuration.in_sync
+
+
+@removes("3", "a change whose outcome is unknown counts as not made", **LATE_ETCD)
+class ForgetUnknown(Primary):
+    def answered(self, answer: on.Answered) -> Iterator[do.Effect]:
+        if answer.outcome is on.Outcome.unknown:
+            self._target = None
+        yield from super().answered(answer)
+
+
+@removes("3", "it counts members that may not be in sync by etcd")
+class CountAll(Primary):
+    @property
+    def counted(self) -> frozenset[Member]:
+        return self.waiting
+
+
+# -- 4: slowness
+
+
+@removes("4", "silent members leave however few are left")
+class ShrinkToOne(Primary):
+    def _may_shrink_to(self, size: int) -> bool:
+        return size >= 1
+
+
+# -- 5: epochs
+
+
+@removes("5", "a follower takes what a primary of an epoch that is over sends")
+class NoFence(Follower):
+    def _is_over(self, epoch: Epoch) -> bool:
+        return False
+
+    def _accept(self) -> Iterator[do.Effect]:
+        if self._primary and self._compared <= self.journal.durable_epoch:
+            yield from [do.Send(self._primary, _accepted(self))]
+
+
+def _accepted(follower: Follower) -> Accepted:
+    return Accepted(follower._compared, follower.me, follower._matched(), follower._confirm)
+
+
+@removes("5", "a follower answers in an epoch that its disk does not have yet")
+class PromiseBeforeSync(Follower):
+    def _accept(self) -> Iterator[do.Effect]:
+        if self._primary and self._compared == self.journal.epoch:
+            yield from [do.Send(self._primary, _accepted(self))]
+
+
+@removes("5", "a primary that hears of a later epoch goes on")
+class Stubborn(Replica):
+    @staticmethod
+    def _ends(primary: Primary, epoch: Epoch) -> bool:
+        return False
+
+
+# -- 6, 9: who may be promoted
+
+
+def _promote_anyone(shards: failover.Shards, nodes: dict, *, replace_after: float) -> Iterator[object]:
+    for action in failover.decide(shards, nodes, replace_after=replace_after):
+        now = shards[action.shard]
+        able = [m for m in sorted(now.in_sync | now.learners) if failover._serves(m, action.shard, nodes)]
+        if isinstance(action, failover.Promote | failover.Unavailable) and able:
+            target = replace(now, primary=able[-1], epoch=Epoch(now.epoch + 1), in_sync=now.in_sync | {able[-1]})
+            yield failover.Promote(action.shard, target, now.revision)
+        else:
+            yield action
+
+
+MUTATIONS["PromoteAnyone"] = Mutation("6", "any replica may be promoted", Rules(decide=_promote_anyone))
+
+
+class _AnyDisk(Replica):
+    def _is_mine(self, now: Configuration) -> bool:
+        return now.primary.node == self.me.node
+
+    def _serve(self, now: Configuration) -> Iterator[do.Effect]:
+        yield from super()._serve(replace(now, in_sync=now.in_sync - {now.primary} | {self.me}, primary=self.me))
+
+
+MUTATIONS["AnyDisk"] = Mutation("6", "a node serves with another disk than the one on record", Rules(replica=_AnyDisk))
+MUTATIONS["OldName"] = Mutation("9", "a wiped or damaged disk keeps its incarnation", Rules(keeps_incarnation=True))
+
+
+MUTATIONS["BlindLeader"] = Mutation(
+    "3, 6", "the leader's changes do not compare the revision they are based on", Rules(leader_compares=False)
+)
+
+
+# -- 7: restarts
+
+
+@removes("7", "a primary that restarts resumes its epoch")
+class ResumeEpoch(Replica):
+    def _take_up(self) -> Iterator[do.Effect]:
+        now = self.configuration
+        if now and self.primary is None and not self.broken and self._is_mine(now) and now.epoch == self.journal.epoch:
+            yield from self._serve(now)
+        else:
+            yield from super()._take_up()
+
+
+@removes("7", "a primary serves before its disk has the epoch", **SLOW_DISKS)
+class ServeBeforeStored(Replica):
+    def _is_stored(self, epoch: Epoch) -> bool:
+        return True
+
+
+# -- 8: logs that differ
+
+
+@removes("8", "a follower cuts its log at the commit point that it remembers")
+class CutAtWatermark(Follower):
+    def _agreed(self, header: Header) -> Seq:
+        return min(self.commit, self.journal.last)
+
+
+@removes("8", "a follower does not cut what differs")
+class NoCut(Follower):
+    def _agreed(self, header: Header) -> Seq:
+        return self.journal.last
+
+
+# -- 10: the commit point
+
+
+@removes("10", "a follower applies what it has, committed or not")
+class ApplyAll(Follower):
+    def received(self, message: FromPrimary) -> Iterator[do.Effect]:
+        yield from super().received(message)
+        yield from self.journal.apply(self.journal.last)
+
+
+@removes("10", "the primary applies what its own disk has")
+class PrimaryAppliesAll(Primary):
+    def synced(self) -> Iterator[do.Effect]:
+        yield from self.journal.apply(self.journal.last)
+        yield from super().synced()
+
+
+# -- 11: joining
+
+
+@removes("11", "a learner is called in sync before it has everything")
+class JoinWithGap(Primary):
+    def _has_everything(self, member: Member) -> bool:
+        return self._of(member).heard
+
+
+# -- 13: reading
+
+
+@removes("13", "a strong read does not ask the others whether the epoch holds", **STALE)
+class TrustEpoch(Primary):
+    def _is_confirmed(self, number: int) -> bool:
+        return True
+
+
+@removes("13", "a confirmation that was given before the read came counts for it", **STALE)
+class OldConfirmation(Primary):
+    def read(self, read: on.Read) -> Iterator[do.Effect]:
+        yield from super().read(read)
+        self._reads = [replace(r, round=r.round - 1) for r in self._reads]
+        yield from self._serve_reads()
+
+
+@removes("13", "a new primary answers strong reads before earlier epochs' writes are committed in its own")
+class ReadTooEarly(Primary):
+    def _is_caught_up(self) -> bool:
+        return True
+
+
+@removes("13", "a replica answers a session that has seen more than it has applied")
+class ForgetSession(Replica):
+    def _shows(self, at_least: Seq) -> bool:
+        return True
+
+
+# -- 14: operation ids
+
+
+@removes("14", "a retry is another operation")
+class NoOperationIds(Primary):
+    def _find(self, write: on.Write) -> Seq | None:
+        return None
+
+
+# -- what does not show
+
+HIDDEN: dict[str, str] = {
+    "ReadTooEarly": "whoever confirms a new epoch says in the same message how far its log reaches, and that is at "
+    "least what was ever acknowledged, so that the commit point is there too; the rule spares that argument",
+    "DeposedLeader": "its changes compare the shard's revision as well, so that without a term it can only do what it "
+    "could have done in time; the rule is for changes that are no function of a single key",
+}
+"""Rules that are kept although no run without them fails, and why."""
+
+MUTATIONS["DeposedLeader"] = Mutation("etcd", "a leader acts on a term it has lost", Rules(leader_is_fenced=False))
+
+
+@removes("9", "answers of another disk of the same node count")
+class AnyDiskAnswers(Primary):
+    def accepted(self, message: Accepted) -> Iterator[do.Effect]:
+        same = [m for m in self._others() if m.node == message.sender.node]
+        yield from super().accepted(replace(message, sender=same[0]) if same else message)
