@@ -214,9 +214,25 @@ def test_an_image_is_built_from_hashes_and_runs_as_a_numbered_user(image):
     instructions = [line for line in text.splitlines() if re.match(r"[A-Z]+ ", line)]
     assert "USER 10001:10001" in instructions
     assert not any(line.startswith(("HEALTHCHECK", "ENTRYPOINT", "ADD")) for line in instructions)
-    assert {line for line in instructions if line.startswith("FROM")} == {"FROM ${BASE} AS build", "FROM ${BASE}"}
+    stages = [line for line in instructions if line.startswith("FROM")]
+    assert stages == ["FROM ${BASE} AS dependencies", "FROM dependencies AS code", "FROM ${BASE}"]
     for install in re.findall(r"pip [^&]*install[^&]*", text.replace("\\\n", " ")):
         assert "--require-hashes" in install or "--no-deps --no-index" in install, install
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_change_of_the_code_makes_only_the_last_layer_of_an_image_anew(image):
+    dependencies, _, shipped = re.split("^FROM .*$", dockerfile(image), flags=re.MULTILINE)[1:]
+    assert copies(dependencies) == [f"requirements/build.txt requirements/{image}.txt requirements/"]
+    assert copies(shipped) == [
+        "--from=dependencies /opt/veccluster /opt/veccluster",
+        "--from=code /code /opt/veccluster",
+    ]
+    assert shipped.rstrip().endswith("COPY --from=code /code /opt/veccluster")
+
+
+def copies(stage):
+    return re.findall("^COPY (.*)$", stage, re.MULTILINE)
 
 
 @pytest.mark.parametrize("image", IMAGES)
