@@ -8,6 +8,9 @@ import psutil
 import pytest
 
 from support.cluster import wait_until
+from veccluster.client import CollectionInfo
+from veccluster.client.results import ShardState
+from veccluster_cli import demo
 
 COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()", "demo"]
 
@@ -29,6 +32,35 @@ def left_over(text):
     return [p for p in psutil.process_iter(["cmdline"]) if text in " ".join(p.info["cmdline"] or ())]
 
 
+class Building:
+    """A client of a collection whose graphs come one after the other."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def collection(self, name):
+        state, *indexed = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        shards = tuple(ShardState(number=n, vectors=4000, indexed=i) for n, i in enumerate(indexed))
+        return CollectionInfo(
+            name=name, dimension=4, metric="l2", shards=2, count=8000, index_state=state, shard_states=shards
+        )
+
+
+def test_what_is_measured_is_the_index_and_not_a_scan_that_does_for_it(capsys):
+    """Also in the moment in which a build is due and has not begun."""
+    client = Building(("ready", 0, 0), ("building", 0, 4000), ("ready", 0, 4000), ("ready", 3100, 4000))
+    demo._index(demo.Stage(), client, max_tail=1000)
+    assert client.steps == [("ready", 3100, 4000)]
+    said = capsys.readouterr().out
+    assert "Waiting for the graphs" in said
+    assert "7,100 of 8,000 vectors are in a graph." in said
+
+
+def test_the_demo_has_more_vectors_in_each_shard_than_are_scanned():
+    cluster = demo.read_cluster(demo.find_examples() / "laptop.yaml")
+    assert cluster.spec.tuning.max_tail < 12_000 / cluster.spec.nodes / 2
+
+
 @pytest.mark.slow
 def test_the_demo_shows_neighbours_recall_latency_and_shards_also_when_its_port_is_taken(start):
     taken = socket.socket()
@@ -42,6 +74,8 @@ def test_the_demo_shows_neighbours_recall_latency_and_shards_also_when_its_port_
         out, err = start().communicate(timeout=110)
     for words in ("Port 8001", "hawk", "semi-skimmed milk", "Recall@10", "p95", "shard 2 on demo-", "How to go on"):
         assert words in out
+    assert " of 12,000 vectors are in a graph" in out
+    assert ", 0 in a graph" not in out
     assert "\x1b" not in out + err
 
 

@@ -23,7 +23,7 @@ import orjson
 from numpy.typing import NDArray
 from rich.console import Console
 
-from veccluster.client import Client, Hit, Progress
+from veccluster.client import Client, CollectionInfo, Hit, Progress
 from veccluster_cli.commands.cluster import etcd_line, read_cluster, show_start
 from veccluster_cli.local import LocalFailure, changes, ports, runtime
 from veccluster_cli.local.state import Desired, StateDirectory, default_directory
@@ -82,12 +82,15 @@ def run(*, keep: bool) -> None:
     examples = find_examples()
     stage = Stage()
     stage.console.print("[bold]VecCluster[/]: three nodes on this machine answer questions about 12,000 words")
-    with _cluster(stage, examples / "laptop.yaml", keep=keep) as desired, Client(desired.servers) as client:
+    cluster = examples / "laptop.yaml"
+    max_tail = read_cluster(cluster).spec.tuning.max_tail
+    with _cluster(stage, cluster, keep=keep) as desired, Client(desired.servers) as client:
         held_out = read_words(examples / "wordnet", "held-out.npy", "held-out.jsonl")
         _load(stage, client, read_words(examples / "wordnet", "vectors.npy", "words.jsonl.gz"))
         _neighbours(stage, client, held_out)
         _filtered(stage, client, held_out)
         _change(stage, client, held_out)
+        _index(stage, client, max_tail)
         _measure(stage, client, held_out)
         _shards(stage, client)
         _go_on(stage, client, keep=keep)
@@ -228,18 +231,30 @@ def _nearest(client: Client, vector: NDArray[np.float32]) -> str:
     return f"{hit.metadata.get('words', [hit.id])[0]} ({hit.score:.2f})"
 
 
-def _await_index(stage: Stage, client: Client) -> None:
-    """Until nothing is being built, so that the cluster is not measured while it takes in what it was just given."""
+def _index(stage: Stage, client: Client, max_tail: int) -> None:
+    """Wait until graphs answer, so that what is measured is the index, and not the scan that does for it meanwhile."""
+    stage.heading("An index: what was loaded is put into a graph (HNSW) of each shard, in the background")
+    stage.say("Until then new vectors are found by looking at all of them. Waiting for the graphs ...")
     deadline = time.monotonic() + BUILD_SECONDS
     with progress_bar("   Building the index", console=stage.console) as bar:
-        while (info := client.collection(COLLECTION)).index_state != "ready" and time.monotonic() < deadline:
-            bar.update(sum(s.indexed or 0 for s in info.shard_states), info.count)
+        while not _is_indexed(info := client.collection(COLLECTION), max_tail) and time.monotonic() < deadline:
+            bar.update(_in_graphs(info), info.count)
             time.sleep(0.2)
+    stage.say(f"{_in_graphs(info):,} of {info.count or 0:,} vectors are in a graph.")
+
+
+def _is_indexed(info: CollectionInfo, max_tail: int) -> bool:
+    """Whether nothing is being built, or about to be."""
+    tails = [(s.vectors or 0) - (s.indexed or 0) for s in info.shard_states]
+    return info.index_state == "ready" and max(tails, default=0) <= max_tail
+
+
+def _in_graphs(info: CollectionInfo) -> int:
+    return sum(s.indexed or 0 for s in info.shard_states)
 
 
 def _measure(stage: Stage, client: Client, held_out: Words) -> None:
     queries = held_out.vectors
-    _await_index(stage, client)
     stage.heading(f"How good, how fast: {len(queries)} held-out words, one after the other, k = {K}")
     truth = client.search_many(COLLECTION, queries, k=K, exact=True).ids
     found, seconds = [], []
