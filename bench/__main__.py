@@ -217,6 +217,7 @@ async def _cluster(nodes: int) -> AsyncIterator[tuple[AsyncClient, StateDirector
         try:
             for step in runtime.wait_until_healthy(directory, desired, timeout=60):
                 print(f"  {step.text}", file=sys.stderr)
+            runtime.require_healthy(step)
             async with AsyncClient(desired.servers, timeout=120) as client:
                 yield client, directory
         finally:

@@ -11,6 +11,8 @@ from support.cluster import wait_until
 from veccluster.client import CollectionInfo
 from veccluster.client.results import ShardState
 from veccluster_cli import demo
+from veccluster_cli.local import LocalFailure, runtime
+from veccluster_cli.local.state import Desired
 
 COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()", "demo"]
 
@@ -59,6 +61,20 @@ def test_what_is_measured_is_the_index_and_not_a_scan_that_does_for_it(capsys):
 def test_the_demo_has_more_vectors_in_each_shard_than_are_scanned():
     cluster = demo.read_cluster(demo.find_examples() / "laptop.yaml")
     assert cluster.spec.tuning.max_tail < 12_000 / cluster.spec.nodes / 2
+
+
+def test_a_cluster_that_is_not_healthy_is_not_shown(monkeypatch, tmp_path):
+    reached = runtime.Step(4, 4, "degraded", ("Node demo-0: its disk is full.",))
+    desired = Desired(generation=1, name="demo", namespace="default", spec={}, node_ports=(8001,))
+    monkeypatch.setattr(runtime, "up", lambda *_, **__: desired)
+    monkeypatch.setattr(runtime, "down", lambda _: True)
+    monkeypatch.setattr(demo, "show_start", lambda *_: reached)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    told = pytest.raises(LocalFailure, match=r"The cluster runs and is degraded: Node demo-0: its disk is full\.")
+    with told, demo._cluster(demo.Stage(), demo.find_examples() / "laptop.yaml", keep=False):
+        pytest.fail("it goes on")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

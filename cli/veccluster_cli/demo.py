@@ -130,7 +130,7 @@ def _cluster(stage: Stage, file: Path, *, keep: bool) -> Iterator[Desired]:
                 stage.say(f"{taken}, so the nodes listen on {first} and the ports after it.")
             started = time.monotonic()
             desired = runtime.up(directory, cluster, port=first, temporary=not keep)
-            show_start(directory, desired, START_SECONDS)
+            runtime.require_healthy(show_start(directory, desired, START_SECONDS))
             stage.say(f"{etcd_line(desired)}, and nodes at {', '.join(desired.servers)}.")
             stage.say(f"Started from examples/{file.name}; healthy after {time.monotonic() - started:.1f} s.")
             yield desired

@@ -31,7 +31,7 @@ SHOWN_ERRORS = 10
 
 EXIT_HELP = """\b
 Exit codes:
-  0    done
+  0    done; `up`: all runs, and was said to be healthy or why not
   1    the cluster answered with an error
   2    the command or a file is wrong
   3    no address of the cluster answers

@@ -25,7 +25,8 @@ def up(file: Path, data_dir: Path | None, port: int | None, timeout: float) -> N
     """Run the cluster of a VecCluster file on this machine, or apply a changed file.
 
     Starts an etcd and the nodes as processes that stay until `veccluster down`, and waits until the cluster is healthy.
-    A cluster that runs and cannot become healthy by itself stays, with the reasons in words.
+    A cluster that runs and cannot become healthy by itself stays, with the reasons in words; the exit code is 0 then,
+    too, and `veccluster status` says how it is.
     """
     cluster = read_cluster(file)
     directory = StateDirectory(data_dir.resolve()) if data_dir else default_directory(cluster.metadata.name)

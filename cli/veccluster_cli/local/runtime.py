@@ -81,6 +81,12 @@ def wait_until_healthy(directory: StateDirectory, desired: Desired, timeout: flo
             time.sleep(POLL_SECONDS)
 
 
+def require_healthy(reached: Step) -> None:
+    """Raise LocalFailure if `wait_until_healthy` came no further than to a cluster with issues."""
+    if reached.issues:
+        raise LocalFailure(f"The cluster runs and is {reached.text}: {' '.join(reached.issues)}")
+
+
 def down(directory: StateDirectory) -> bool:
     """Stop everything gracefully; data stays. Returns whether anything ran."""
     if not directory.path.is_dir():
