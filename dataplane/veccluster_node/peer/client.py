@@ -6,12 +6,14 @@ id, which the primary applies once; only when that fails too does the caller lea
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 import aiohttp
 import msgspec
+from aiohttp.connector import AddrInfoType
 
 from veccluster.errors import OutcomeUnknown, Unavailable, from_problem
 from veccluster.model.state import Node, NodeId
@@ -21,6 +23,10 @@ PATH = "/peer/v1"
 MEDIA_TYPE = "application/vnd.msgpack"
 PAUSE_BETWEEN_TRIES = 0.1
 CONNECT_TIMEOUT = 1.0
+SILENCE = 3.0
+"""Seconds after which a connection is given up whose other end does not even acknowledge what was sent to it."""
+ADDRESS_TTL = 1
+"""Seconds for which a peer's address is believed: in Kubernetes a pod that comes back has another one."""
 
 Handler = Callable[[AnyRequest], Awaitable[Reply]]
 
@@ -77,7 +83,9 @@ class Peers:
 
     async def _post_once(self, member: Node, body: bytes) -> bytes:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            connector = aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=60, ttl_dns_cache=ADDRESS_TTL, socket_factory=impatient_socket
+            )
             limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
             self._session = aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False)
         url = f"http://{member.peer_address}{PATH}"
@@ -86,6 +94,19 @@ class Peers:
             if response.status != 200:
                 raise from_problem(msgspec.msgpack.decode(raw, type=Problem))
             return raw
+
+
+def impatient_socket(address: AddrInfoType) -> socket.socket:
+    """A socket that notices when the machine at the other end has gone without a word.
+
+    Otherwise a request on a connection from before would wait for its answer until its own time is over, even when
+    the peer has long been back elsewhere.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE * 1000))
+    return made
 
 
 def _unknown(member: Node, error: Exception) -> OutcomeUnknown:
