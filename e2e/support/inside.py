@@ -12,6 +12,7 @@ import base64
 import gzip
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -81,9 +82,13 @@ def ask(server: str, method: str, path: str, body: Any = None) -> dict[str, Any]
 
 def _post(url: str, body: Any) -> list[dict[str, Any]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-        results: list[dict[str, Any]] = json.load(reply)["results"]
-        return results
+    begun = time.monotonic()
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            results: list[dict[str, Any]] = json.load(reply)["results"]
+            return results
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{error.code} after {time.monotonic() - begun:.1f} s: {error.read().decode()}") from error
 
 
 def _base() -> tuple[Floats, list[dict[str, Any]]]:
