@@ -13,7 +13,8 @@ import yaml
 from support import cluster as clusters
 from support.cluster import unique_name, wait_until
 from veccluster import Client
-from veccluster_cli.main import main
+from veccluster.errors import InvalidRequest
+from veccluster_cli.main import _explain, main
 
 DIMENSION = 4
 COUNT = 2_500
@@ -23,6 +24,15 @@ COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()"]
 @pytest.fixture(scope="module")
 def servers():
     return clusters.shared().servers
+
+
+def test_each_thing_that_is_wrong_is_a_line_with_its_place(capsys):
+    errors = [
+        {"index": 0, "field": "", "reason": "is not JSON"},
+        {"index": 3, "field": "id", "reason": "must be given"},
+    ]
+    _explain(InvalidRequest("two are bad", errors))
+    assert capsys.readouterr().err.splitlines()[1:] == ["  item 0: is not JSON", "  item 3: id: must be given"]
 
 
 @dataclass

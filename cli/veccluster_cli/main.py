@@ -140,7 +140,8 @@ def _explain(error: VecClusterError) -> None:
     remark(f"Error: {error.title}: {len(errors)} things are wrong")
     for item in errors[:SHOWN_ERRORS]:
         place = f"item {item['index']}: " if "index" in item else ""
-        remark(f"  {place}{item.get('field')}: {item.get('reason')}")
+        field = f"{item['field']}: " if item.get("field") else ""  # empty: it is about all of it
+        remark(f"  {place}{field}{item.get('reason')}")
     if len(errors) > SHOWN_ERRORS:
         remark(f"  and {len(errors) - SHOWN_ERRORS} more")
 
