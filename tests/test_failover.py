@@ -4,8 +4,21 @@ from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from support.replication import SHARDS, Nodes, Shards, configuration, lead, member, nodes, seen, shards
+from support.replication import (
+    SHARDS,
+    Nodes,
+    Shards,
+    configuration,
+    follow,
+    lead,
+    member,
+    nodes,
+    placements,
+    seen,
+    shards,
+)
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.failover import Dismiss, Enlist, Promote, Unavailable
 from veccluster.model.state import NodeId, ShardId
@@ -88,6 +101,28 @@ def test_a_learner_is_a_node_that_serves_with_the_disk_that_it_has_now(shards: S
                 assert _serves(nodes, action.shard, new)
 
 
+@in_its_own_time
+@given(st.data(), shards(), nodes())
+def test_a_move_ends_where_it_should_and_never_has_fewer_copies_in_sync_on_the_way(
+    data: st.DataObject, shards: Shards, nodes: Nodes
+) -> None:
+    nodes = {i: replace(n, serving=True, away=0.0, broken=frozenset()) for i, n in nodes.items()}
+    shards = {i: s for i, s in shards.items() if all(_serves(nodes, i, m) for m in s.in_sync)}
+    placed = data.draw(placements(shards, nodes))
+    for _ in range(8):
+        before = shards
+        shards, actions = lead(follow(shards, nodes), nodes, placed)
+        for shard, now in shards.items():
+            copies = {m.node for m in now.in_sync}
+            assert len(copies) >= min(now.replicas, len({m.node for m in before[shard].in_sync}))
+            assert now.primary in now.in_sync
+    assert actions == []
+    for shard, where in placed.items():
+        if shard in shards:
+            assert {m.node for m in shards[shard].in_sync} == set(where)
+            assert shards[shard].primary.node in where
+
+
 SHARD = SHARDS[0]
 THREE = configuration(0, 1, 2)
 
@@ -138,3 +173,16 @@ def test_a_replica_too_many_goes_when_enough_others_serve() -> None:
     assert [type(a) for a in actions] == [Dismiss]
     assert len(after[SHARD].in_sync) == 3
     assert lead({SHARD: four}, _nodes(seen(0), seen(1), seen(2, serving=False, away=1.0), seen(3)))[1] == []
+
+
+def test_a_primary_that_should_be_elsewhere_is_asked_to_hand_over_to_a_member_that_is_in_sync() -> None:
+    there = _nodes(seen(0), seen(1), seen(2), seen(3))
+    where = {SHARD: [NodeId("n1"), NodeId("n2"), NodeId("n3")]}
+    learning, actions = lead({SHARD: THREE}, there, where)
+    assert [type(a) for a in actions] == [Enlist]
+    after, actions = lead(learning, there, where)
+    assert [type(a) for a in actions] == [failover.HandOver]
+    assert after[SHARD].successor == member(1)
+    assert after[SHARD].in_sync == THREE.in_sync
+    back, actions = lead(after, there, {SHARD: [NodeId("n0"), NodeId("n1"), NodeId("n2")]})
+    assert lead(back, there, {SHARD: [NodeId("n0"), NodeId("n1"), NodeId("n2")]})[0][SHARD].successor is None

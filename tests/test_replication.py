@@ -11,7 +11,7 @@ from veccluster.decisions.replication import reading
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.journal import Recovered
-from veccluster.decisions.replication.messages import Accepted, Header, Rejected, Replicate
+from veccluster.decisions.replication.messages import Accepted, Header, Rejected, Replicate, Snapshot
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Lineage, Member, Position, Record, Run
 from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq, WriteConsistency
@@ -137,6 +137,31 @@ def test_a_learner_is_waited_for_from_the_moment_it_may_be_in_sync() -> None:
     assert of(do.Acknowledge, accept(replica, THIRD, 2))
 
 
+def test_a_primary_hands_over_when_all_it_took_on_is_committed_and_takes_on_no_more() -> None:
+    replica = primary_of(0, 1)
+    accept(replica, OTHER, 0)
+    replica.handle(write())
+    asked = configuration(0, 1, successor=OTHER, revision=Revision(8))
+    assert of(do.Swap, replica.handle(on.Seen(asked))) == []
+    assert replica.handle(write("b")) == [do.Refuse("b", Why.moving)]
+    replica.handle(on.Synced(2))
+    done = accept(replica, OTHER, 1)
+    assert of(do.Acknowledge, done)
+    (swap,) = of(do.Swap, done)
+    assert (swap.target.primary, swap.target.epoch, swap.target.successor) == (OTHER, 3, None)
+    assert swap.target.in_sync == {ME, OTHER}
+    moved = replace(swap.target, revision=Revision(9))
+    assert do.BecomeFenced(Epoch(2)) in replica.handle(on.Answered(swap.target, Outcome.swapped, moved))
+
+
+def test_a_write_that_nobody_waits_for_any_more_is_not_answered() -> None:
+    replica = primary_of(0, 1)
+    replica.handle(write())
+    replica.handle(on.Synced(2))
+    replica.handle(on.Forget("a"))
+    assert of(do.Acknowledge, accept(replica, OTHER, 1)) == []
+
+
 def test_another_disk_of_a_member_takes_its_place() -> None:
     new = member(1, disk=2)
     replica = primary_of(0, 1, learners=frozenset({new}))
@@ -260,6 +285,17 @@ def test_a_sync_that_was_asked_for_before_a_cut_does_not_claim_what_was_cut() ->
     assert replica.journal.durable == 2
     (sent,) = of(do.Send, replica.handle(on.Synced(2)))
     assert sent.message == Accepted(Epoch(2), ME, Seq(3), 0)
+
+
+def test_nothing_is_applied_between_the_installation_of_a_snapshot_and_its_sync() -> None:
+    replica = follower(ONE, last=5, applied=3)
+    theirs = Lineage((ONE,))
+    installed = replica.handle(on.Received(Snapshot(header(1, theirs, commit=50), Seq(50), "content")))
+    assert kinds(installed) == [do.InstallSnapshot, do.Sync]
+    assert replica.journal.applied == 3
+    (sent,) = replica.handle(on.Synced(1))
+    assert sent.message == Accepted(Epoch(1), ME, Seq(50), 0)
+    assert replica.journal.applied == 50
 
 
 def test_reads_at_session_and_eventual_are_for_who_is_in_sync_and_has_come_so_far() -> None:

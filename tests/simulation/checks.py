@@ -4,7 +4,7 @@ All acknowledged operations are known here, and the order in which operations we
 
     lost        whoever is in sync by etcd, or becomes primary, has every acknowledged write durably
     few         the in-sync set on record is never smaller than min_in_sync, and an acknowledged write is on as many of
-                its members as the write asked for
+                its members as the write asked for; and nobody in sync is sent away before there are copies enough
     twice       no two operations at one (epoch, seq), none applied at two places, none applied unless all who are in
                 sync have it, and the same order everywhere
     untrue      what a replica says is durable, its epoch too, is there after a crash
@@ -82,6 +82,7 @@ class Checks:
     _places: dict[str, Seq] = field(default_factory=dict)
     _written: dict[tuple[Epoch, Seq], str] = field(default_factory=dict)
     _acknowledging: dict[Epoch, tuple[NodeId, int]] = field(default_factory=dict)
+    _before: Configuration | None = None
     doomed: bool = False
     """Every copy that was in sync is gone: nothing can be promised but that nobody pretends."""
 
@@ -94,6 +95,10 @@ class Checks:
             self.doomed = True
         if len(now.in_sync) < now.min_in_sync:
             self.fail(f"only {len(now.in_sync)} replicas are in sync by {now}")
+        before, self._before = self._before, now
+        kept = {m.node for m in now.in_sync | now.learners}
+        if before and len(now.in_sync) < now.replicas and any(m.node not in kept for m in before.in_sync):
+            self.fail(f"a member in sync by {before} was sent away although too few are left in {now}")
         for member in sorted(now.in_sync):
             if self._intact(member):
                 self._has_all(member.node, f"{member.node} is in sync by {now}")
@@ -131,7 +136,7 @@ class Checks:
 
     def said(self, node: Node, message: Accepted) -> None:
         found = node.disk.durable.found(node.disk.durable.base.through)
-        if found.epoch < message.epoch or found.last < message.matched:
+        if max(found.epoch, found.lineage.newest) < message.epoch or found.last < message.matched:
             self.fail(f"{node.id} says {message}, and its disk has seq {found.last} and epoch {found.epoch}")
 
     def became_primary(self, node: Node, epoch: Epoch) -> None:
@@ -226,6 +231,8 @@ class Checks:
             return
         if len(now.in_sync) != min(now.replicas, len(self.nodes)):
             self.fail(f"stuck: {len(now.in_sync)} replicas are in sync at the end: {now}")
+        if self.etcd.placed and {m.node for m in now.in_sync} != set(self.etcd.placed):
+            self.fail(f"stuck: the shard is not on {self.etcd.placed} at the end: {now}")
         table: dict[str, tuple[str, bool]] = {}
         from simulation.node import decode
 

@@ -5,11 +5,10 @@ from simulation.node import Node
 from simulation.world import World
 from veccluster.decisions.replication import reading
 from veccluster.decisions.replication.values import Configuration, Position
-from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
+from veccluster.model.state import ReadConsistency, Seq
 
 PATIENCE = 0.4
 TRIES = 4
-LEVELS = (WriteConsistency.one, WriteConsistency.quorum, WriteConsistency.quorum, WriteConsistency.all)
 
 
 class Client:
@@ -33,7 +32,7 @@ class Client:
             keys = rng.sample(range(self.world.weather.keys), rng.randint(1, min(2, self.world.weather.keys)))
             changes = {f"k{k}": rng.random() < 0.3 for k in sorted(keys)}
             op_id = f"c{self.number}.{self.done}"
-            write = Written(self.number, op_id, changes, rng.choice(LEVELS), self.world.now)
+            write = Written(self.number, op_id, changes, rng.choice(self.world.weather.levels), self.world.now)
             self.checks.writes[op_id] = write
             self._try(write, TRIES)
         else:
@@ -41,7 +40,7 @@ class Client:
             self._read(f"k{rng.randrange(self.world.weather.keys)}", level)
 
     def _later(self) -> None:
-        self.world.after(self.world.rng.expovariate(25.0), self._next)
+        self.world.after(self.world.rng.expovariate(10.0 if self.world.calm else self.world.weather.haste), self._next)
 
     def _try(self, write: Written, tries: int) -> None:
         """Ask whom it takes for the primary; whoever refuses, another is asked."""
@@ -61,7 +60,7 @@ class Client:
                 again()
 
         def again() -> None:
-            self.guess = self.world.rng.choice(self.nodes)
+            self._guess_again(node)
             if tries > 1 and not self.stopped:
                 self.world.after(self.world.rng.uniform(0.01, 0.1), lambda: self._try(write, tries - 1))
             else:
@@ -69,6 +68,12 @@ class Client:
 
         self.world.send("client", node.id, lambda: node.write(write.op_id, write.keys, write.level, answer))
         self.world.after(PATIENCE, lambda: answer("uncertain", None))
+
+    def _guess_again(self, node: Node) -> None:
+        """Ask whom that node takes for the primary, as it would itself, or anyone."""
+        known = node.replica.configuration
+        hints = [n for n in self.nodes if known and n.id == known.primary.node and n is not node]
+        self.guess = hints[0] if hints and self.world.rng.random() < 0.7 else self.world.rng.choice(self.nodes)
 
     def _read(self, key: str, level: ReadConsistency) -> None:
         strong = level is ReadConsistency.strong
@@ -87,7 +92,7 @@ class Client:
             if position is not None:
                 self._shown(Shown(self.number, level, key, version, asked, self.world.now, position, at_least), known)
             elif strong:
-                self.guess = self.world.rng.choice(self.nodes)
+                self._guess_again(node)
             end()
 
         at_least = self.token if level is ReadConsistency.session else Seq(0)

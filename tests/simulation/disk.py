@@ -51,7 +51,7 @@ class Image:
     def found(self, applied: Seq) -> Recovered:
         lineage = self.lineage()
         return Recovered(
-            epoch=max(self.epoch, self.log[-1].epoch if self.log else NO_EPOCH),
+            epoch=self.epoch,
             lineage=lineage,
             first=Seq(self.base.through + FIRST),
             last=self.last,

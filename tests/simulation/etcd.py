@@ -26,6 +26,8 @@ class Etcd:
     world: World
     key: Configuration
     nodes: dict[NodeId, Registered] = field(default_factory=dict)
+    placed: tuple[NodeId, ...] | None = None
+    """The nodes that should hold the shard; None leaves that to the leader."""
     leader: tuple[NodeId, int, float] | None = None
     """Node, term, expiry."""
     away: set[NodeId] = field(default_factory=set)

@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 from simulation.checks import Checks
 from simulation.etcd import Etcd
-from simulation.leader import Leader
 from simulation.node import Node
 from simulation.world import World
 
 
 class Faults:
-    def __init__(self, world: World, etcd: Etcd, nodes: list[Node], leaders: list[Leader], checks: Checks) -> None:
+    def __init__(
+        self, world: World, etcd: Etcd, nodes: list[Node], start: Callable[[Node], None], checks: Checks
+    ) -> None:
         self.world, self.etcd, self.nodes, self.checks = world, etcd, nodes, checks
-        self._leaders = {leader.node.id: leader for leader in leaders}
+        self._start = start
         self._kinds: list[Callable[[], None]] = [self._crash, self._crash, self._stall, self._cut, self._cut_one_way]
         self._kinds += [self._isolate] * world.weather.isolations
         self._kinds += [self._slow_disk, self._fail_disk, self._fill_disk, self._crash_all]
@@ -20,6 +21,9 @@ class Faults:
             self._kinds += [self._etcd_away, self._etcd_away_from_one]
         if world.weather.wipes:
             self._kinds += [self._wipe, self._corrupt]
+
+        if world.weather.moves:
+            self._kinds += [self._move, self._move]
 
     def start(self) -> None:
         self.world.after(self.world.rng.expovariate(1 / self.world.weather.faults_every), self._strike)
@@ -34,15 +38,12 @@ class Faults:
         self.world.calm = True
         self.world.cut.clear()
         self.etcd.away.clear()
+        if self.world.weather.moves:
+            self._move()
         for node in self.nodes:
             node.stalled_until = 0.0
             node.disk.slow, node.disk.full, node.disk.failing = 1.0, False, False
             self._start(node)
-
-    def _start(self, node: Node) -> None:
-        if not node.up:
-            node.start()
-            self._leaders[node.id].start()
 
     def _one(self) -> Node:
         return self.world.rng.choice(self.nodes)
@@ -109,6 +110,12 @@ class Faults:
         disk = self._one().disk
         disk.full = True
         self.world.after(self._some_time(), lambda: setattr(disk, "full", False))
+
+    def _move(self) -> None:
+        """No fault, but it happens at the same time."""
+        names = self.world.rng.sample([n.id for n in self.nodes], self.etcd.key.replicas)
+        self.etcd.placed = tuple(names)
+        self.world.tell("", f"the shard should be on {names}")
 
     def _wipe(self) -> None:
         self._lose_disk(corrupt=False)

@@ -31,7 +31,7 @@ class Leader:
 
         def look() -> object:
             term = etcd.campaign(me)
-            return term and (term, etcd.key, dict(etcd.nodes), {n for n in etcd.nodes if etcd.is_alive(n)})
+            return term and (term, etcd.key, dict(etcd.nodes), {n for n in etcd.nodes if etcd.is_alive(n)}, etcd.placed)
 
         etcd.request(me, look, lambda found: self.node.guarded(0, lambda: self._lead(found)))
         self.node.guarded(ROUND, self._round)
@@ -39,8 +39,9 @@ class Leader:
     def _lead(self, found: object) -> None:
         if not isinstance(found, tuple):
             return
-        term, now, registered, alive = found
-        for action in self.decide({SHARD: now}, self._view(registered, alive), replace_after=REPLACE_AFTER):
+        term, now, registered, alive, placed = found
+        view, where = self._view(registered, alive), {SHARD: placed} if placed else None
+        for action in self.decide({SHARD: now}, view, replace_after=REPLACE_AFTER, placed=where):
             self.node.world.tell(self.node.id, f"leads in term {term}: {action}")
             if isinstance(action, failover.Change):
                 self._apply(term, action)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from simulation.run import Rules
 from veccluster.decisions.replication import effects as do
@@ -156,8 +157,8 @@ class Stubborn(Replica):
 # -- 6, 9: who may be promoted
 
 
-def _promote_anyone(shards: failover.Shards, nodes: dict, *, replace_after: float) -> Iterator[object]:
-    for action in failover.decide(shards, nodes, replace_after=replace_after):
+def _promote_anyone(shards: failover.Shards, nodes: dict, **options: Any) -> Iterator[failover.Action]:
+    for action in failover.decide(shards, nodes, **options):
         now = shards[action.shard]
         able = [m for m in sorted(now.in_sync | now.learners) if failover._serves(m, action.shard, nodes)]
         if isinstance(action, failover.Promote | failover.Unavailable) and able:
@@ -245,6 +246,34 @@ class PrimaryAppliesAll(Primary):
 class JoinWithGap(Primary):
     def _has_everything(self, member: Member) -> bool:
         return self._of(member).heard
+
+
+# -- 12: moving
+
+
+def _leave_first(shards: failover.Shards, nodes: dict, **options: Any) -> Iterator[failover.Action]:
+    placed = options.get("placed") or {}
+    for shard, now in shards.items():
+        left = frozenset(m for m in now.in_sync if m == now.primary or m.node in placed.get(shard, (m.node,)))
+        if left != now.in_sync:
+            yield failover.Dismiss(shard, replace(now, in_sync=left), now.revision)
+            return
+    yield from failover.decide(shards, nodes, **options)
+
+
+MUTATIONS["LeaveFirst"] = Mutation(
+    "12", "a replica leaves before another has taken its place", Rules(decide=_leave_first)
+)
+
+
+@removes("12", "a successor is made primary although it is not in sync", moves=True)
+class HandOverToAnyone(Primary):
+    def _hand_over(self) -> Iterator[do.Effect]:
+        now = self.configuration
+        heirs = sorted(now.learners)
+        if now.successor and heirs and not self._target:
+            in_sync = now.in_sync | {heirs[0]}
+            yield from self._propose(replace(now, epoch=Epoch(now.epoch + 1), primary=heirs[0], in_sync=in_sync))
 
 
 # -- 13: reading

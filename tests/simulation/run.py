@@ -15,8 +15,8 @@ from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import NodeId
 
-STORM = 5.0
-CALM = 4.0
+STORM = 6.0
+CALM = 3.0
 QUIET = 1.0
 """Seconds of faults; of clients without faults; and of nothing, for everyone to catch up."""
 
@@ -47,63 +47,79 @@ class Result:
     doomed: bool
 
 
+class Simulation:
+    """A world with a shard in it, ready to run."""
+
+    def __init__(self, seed: int, rules: Rules | None = None, *, trace: bool = False) -> None:
+        rules = rules or Rules()
+        self.world = world = World(seed, rules.weather, trace=trace)
+        world.tell("", world.weather)
+        self.etcd = Etcd(world, None)  # type: ignore[arg-type] # it takes nodes to make the key
+        self.checks = Checks(world, self.etcd)
+        self.nodes: dict[NodeId, Node] = self.checks.nodes
+        replica = _with_window(rules.replica, world.weather.window)
+        for number in range(world.weather.nodes):
+            name = NodeId(f"n{number}")
+            self.nodes[name] = Node(world, self.etcd, self.checks, name, replica, self.nodes, rules.keeps_incarnation)
+        self.everyone = list(self.nodes.values())
+        self.etcd.key = initial(self.everyone, world.weather.replicas, world.weather.min_in_sync)
+        self.etcd.watchers.insert(0, self.checks.watch)
+        compares, is_fenced = rules.leader_compares, rules.leader_is_fenced
+        self._leaders = {n.id: Leader(n, rules.decide, compares=compares, is_fenced=is_fenced) for n in self.everyone}
+        self.clients = [Client(n, world, self.everyone, self.checks) for n in range(world.weather.clients)]
+        self.faults = Faults(world, self.etcd, self.everyone, self.start, self.checks)
+        for node in self.everyone:
+            self.start(node)
+        for client in self.clients:
+            client.start()
+        self.faults.start()
+
+    @property
+    def key(self) -> Configuration:
+        return self.etcd.key
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(c.acknowledged for c in self.clients)
+
+    def start(self, node: Node) -> None:
+        """Start a node that is down."""
+        if not node.up:
+            node.start()
+            self._leaders[node.id].start()
+
+    def run_until(self, end: float) -> None:
+        self.world.run_until(end)
+
+    def finish(self) -> None:
+        """End all faults; after some time everything must be as it should, and the whole history is judged."""
+        before, now = self.acknowledged, self.world.now
+        self.faults.heal()
+        self.run_until(now + CALM)
+        if not self.checks.doomed and self.acknowledged == before:
+            self.checks.fail(f"stuck: no write succeeded in {CALM} s without faults: {self.key}")
+        for client in self.clients:
+            client.stopped = True
+        self.run_until(now + CALM + QUIET)
+        self.checks.finish()
+        self.checks.settled()
+
+
 def simulate(seed: int, rules: Rules | None = None, *, trace: bool = False) -> Result:
     """Run a seed; `Violation` if a promise was broken, and any other exception is a defect too."""
-    rules = rules or Rules()
-    world = World(seed, rules.weather, trace=trace)
-    world.tell("", world.weather)
-    etcd = Etcd(world, None)  # type: ignore[arg-type]
-    checks = Checks(world, etcd)
-    nodes: dict[NodeId, Node] = {}
-    replica = _with_window(rules.replica, world.weather.window)
-    for number in range(world.weather.nodes):
-        name = NodeId(f"n{number}")
-        nodes[name] = Node(world, etcd, checks, name, replica, nodes, rules.keeps_incarnation)
-    checks.nodes = nodes
-    everyone = list(nodes.values())
-    etcd.key = initial(everyone, world.weather.replicas, world.weather.min_in_sync)
-    etcd.watchers.insert(0, checks.watch)
-    leaders = [
-        Leader(node, rules.decide, compares=rules.leader_compares, is_fenced=rules.leader_is_fenced)
-        for node in everyone
-    ]
-    clients = [Client(number, world, everyone, checks) for number in range(world.weather.clients)]
-    faults = Faults(world, etcd, everyone, leaders, checks)
-    for node, leader in zip(everyone, leaders, strict=True):
-        node.start()
-        leader.start()
-    for client in clients:
-        client.start()
-    faults.start()
-    _play(world, faults, clients, checks)
-    return _result(world, clients, checks, etcd.key)
+    simulation = Simulation(seed, rules, trace=trace)
+    simulation.run_until(STORM)
+    simulation.finish()
+    return Result(
+        events=simulation.world.events,
+        acknowledged=simulation.acknowledged,
+        reads=len(simulation.checks.reads),
+        promotions=simulation.checks.promotions,
+        epochs=simulation.key.epoch,
+        doomed=simulation.checks.doomed,
+    )
 
 
 def _with_window(replica: type[Replica], window: int) -> type[Replica]:
     primary = type("Primary", (replica.primary_type,), {"window": window})
     return type("Replica", (replica,), {"primary_type": primary})
-
-
-def _play(world: World, faults: Faults, clients: list[Client], checks: Checks) -> None:
-    world.run_until(STORM)
-    faults.heal()
-    before = sum(c.acknowledged for c in clients)
-    world.run_until(STORM + CALM)
-    if not checks.doomed and sum(c.acknowledged for c in clients) == before:
-        checks.fail(f"stuck: no write succeeded in {CALM} s without faults: {checks.etcd.key}")
-    for client in clients:
-        client.stopped = True
-    world.run_until(STORM + CALM + QUIET)
-    checks.finish()
-    checks.settled()
-
-
-def _result(world: World, clients: list[Client], checks: Checks, key: Configuration) -> Result:
-    return Result(
-        events=world.events,
-        acknowledged=sum(c.acknowledged for c in clients),
-        reads=len(checks.reads),
-        promotions=checks.promotions,
-        epochs=key.epoch,
-        doomed=checks.doomed,
-    )

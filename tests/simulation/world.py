@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
-from veccluster.model.state import NodeId
+from veccluster.model.state import NodeId, WriteConsistency
 
 Action = Callable[[], None]
 
@@ -19,6 +19,8 @@ class Weather:
     replicas: int
     min_in_sync: int
     clients: int
+    haste: float
+    """Operations a second that a client would ask for if they took no time."""
     keys: int
     loss: float
     doubling: float
@@ -29,6 +31,8 @@ class Weather:
     etcd_away: bool
     wipes: bool
     may_lose_all: bool
+    moves: bool
+    """Whether the shard is sent to other nodes now and then."""
     trims: float
     slowness: float
     """Of all disks: a sync takes a millisecond or two, times this."""
@@ -38,6 +42,12 @@ class Weather:
     """How often a node is cut off, compared with other faults."""
     writes: float
     """The share of writes in what clients ask."""
+    levels: tuple[WriteConsistency, ...] = (
+        WriteConsistency.one,
+        WriteConsistency.quorum,
+        WriteConsistency.quorum,
+        WriteConsistency.all,
+    )
 
     @classmethod
     def of(cls, rng: Random, changes: Mapping[str, object]) -> "Weather":
@@ -46,21 +56,23 @@ class Weather:
             nodes=replicas + rng.choice([0, 0, 1, 1, 2]),
             replicas=replicas,
             min_in_sync=rng.randint(1, max(1, min(3, replicas - rng.choice([0, 1])))),
-            clients=rng.randint(2, 5),
+            clients=rng.randint(2, 8),
+            haste=rng.choice([10.0, 30.0, 100.0]),
             keys=rng.randint(1, 4),
             loss=rng.choice([0, 0.01, 0.05, 0.15]),
             doubling=rng.choice([0, 0.02, 0.1]),
             lateness=rng.choice([0, 0.02, 0.1]),
             etcd_loss=rng.choice([0, 0.05, 0.2]),
             etcd_lateness=rng.choice([0, 0.05, 0.3]),
-            faults_every=rng.choice([0.15, 0.3, 0.6]),
+            faults_every=rng.choice([0.1, 0.2, 0.4]),
             etcd_away=rng.random() < 0.5,
             wipes=rng.random() < 0.5,
             may_lose_all=rng.random() < 0.1,
+            moves=rng.random() < 0.4,
             trims=rng.choice([0, 0.05, 0.2]),
             slowness=rng.choice([1, 1, 1, 10]),
             window=rng.choice([2, 5, 1024]),
-            isolations=rng.choice([1, 1, 5]),
+            isolations=rng.choice([1, 3, 8]),
             writes=rng.choice([0.3, 0.5, 0.7]),
         )
         return replace(drawn, **dict(changes))

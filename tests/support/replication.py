@@ -74,9 +74,20 @@ def _shard(draw: st.DrawFn, replicas: int) -> Configuration:
     )
 
 
-def lead(shards: Shards, nodes: Nodes) -> tuple[Shards, list[failover.Action]]:
+Placed = dict[ShardId, list[NodeId]]
+
+
+@st.composite
+def placements(draw: st.DrawFn, of: Shards, on: Nodes) -> Placed:
+    """Where some of the shards should be: on as many different nodes as they ask for."""
+    able = [sorted(on)] if on else []
+    chosen = {i: draw(st.permutations(able[0])) for i in sorted(of) if able and len(on) >= of[i].replicas}
+    return {i: order[: of[i].replicas] for i, order in chosen.items() if draw(st.booleans())}
+
+
+def lead(shards: Shards, nodes: Nodes, placed: Placed | None = None) -> tuple[Shards, list[failover.Action]]:
     """The shards after one round of the leader, and what it decided."""
-    actions = list(failover.decide(shards, nodes, replace_after=REPLACE_AFTER))
+    actions = list(failover.decide(shards, nodes, replace_after=REPLACE_AFTER, placed=placed))
     after = dict(shards)
     for action in actions:
         if isinstance(action, failover.Change):
@@ -102,3 +113,17 @@ def lineage_of(log: Log) -> Lineage:
     for index, epoch in enumerate(log):
         made = made.followed_by(epoch, Seq(index + 1))
     return made
+
+
+def follow(shards: Shards, nodes: Nodes) -> Shards:
+    """The shards after their primaries did their part: learners that are there are let in, and successors take over."""
+    after = {}
+    for shard, now in shards.items():
+        able = {m for m in now.learners if (n := nodes.get(m.node)) and n.serving and n.member(shard) == m}
+        nodes_of = {m.node for m in able}
+        changed = replace(now, learners=now.learners - able)
+        changed = replace(changed, in_sync=frozenset(m for m in now.in_sync if m.node not in nodes_of) | able)
+        if now.successor in now.in_sync:
+            changed = replace(changed, primary=now.successor, successor=None, epoch=Epoch(now.epoch + 1))
+        after[shard] = now if changed == now else replace(changed, revision=Revision(now.revision + 1))
+    return after

@@ -12,6 +12,7 @@ class Why(StrEnum):
     """Why something was refused, or has no known outcome."""
 
     not_primary = "this replica is not the shard's primary"
+    moving = "another replica is about to become primary"
     too_few_copies = "fewer replicas are in sync than the write asks for"
     not_in_sync = "this replica is not in sync"
     behind = "this replica has not applied what the session has seen"

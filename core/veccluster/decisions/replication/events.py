@@ -20,6 +20,13 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Nobody waits for this write's answer any more; it goes on."""
+
+    op_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """A client asks for a read that must show at least what `at_least` shows. `quorum` comes as `session`, with the
     highest position of the replicas that were asked (reading.py).
@@ -89,4 +96,4 @@ class Trimmed:
     first: Seq
 
 
-Event = Write | Read | Received | Synced | DiskFailed | Seen | Answered | Tick | Trimmed
+Event = Write | Forget | Read | Received | Synced | DiskFailed | Seen | Answered | Tick | Trimmed

@@ -8,7 +8,7 @@ Invariant: who is promoted was in sync when the swap was made, on the disk that 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from veccluster.decisions import placement
@@ -74,13 +74,28 @@ class Unavailable:
     missing: tuple[Member, ...]
 
 
-Action = Promote | Enlist | Dismiss | Unavailable
+@dataclass(frozen=True, slots=True)
+class HandOver(Change):
+    """Ask the primary, which serves, to make another member primary (12); or no longer to."""
 
 
-def decide(shards: Shards, nodes: Mapping[NodeId, Seen], *, replace_after: float) -> Iterator[Action]:
-    """Yield what the absence of nodes asks for; a node that is away for `replace_after` seconds is not waited for."""
+Action = Promote | Enlist | Dismiss | HandOver | Unavailable
+
+
+def decide(
+    shards: Shards,
+    nodes: Mapping[NodeId, Seen],
+    *,
+    replace_after: float,
+    placed: Mapping[ShardId, Collection[NodeId]] | None = None,
+) -> Iterator[Action]:
+    """Yield what the absence of nodes asks for, and what it takes to bring shards to where they are `placed`.
+
+    A node that is away for `replace_after` seconds is not waited for. A shard that is not placed stays where it is, and
+    is given what copies it lacks.
+    """
     led = Counter(s.primary.node for s in shards.values())
-    wanted = _wanted(shards, nodes, replace_after)
+    wanted = _wanted(shards, nodes, replace_after) | {i: set(where) for i, where in (placed or {}).items()}
     for shard, now in sorted(shards.items()):
         if not _serves(now.primary, shard, nodes):
             able = [m for m in sorted(now.in_sync) if _serves(m, shard, nodes)]
@@ -89,7 +104,8 @@ def decide(shards: Shards, nodes: Mapping[NodeId, Seen], *, replace_after: float
                 continue
             chosen = min(able, key=lambda m: (led[m.node], m))
             led[chosen.node] += 1
-            target = replace(now, primary=chosen, epoch=Epoch(now.epoch + 1), revision=NO_REVISION)
+            epoch = Epoch(now.epoch + 1)
+            target = replace(now, primary=chosen, epoch=epoch, successor=None, revision=NO_REVISION)
             yield Promote(shard, target, now.revision)
         elif action := _mend(shard, now, nodes, wanted[shard], replace_after):
             yield action
@@ -107,7 +123,7 @@ def _holds(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen], replace
     return node is not None and node.member(shard) == member and (node.serving or node.away < replace_after)
 
 
-def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) -> Mapping[ShardId, set[NodeId]]:
+def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) -> dict[ShardId, set[NodeId]]:
     """The nodes that should hold each shard: those that do, and as many more as are missing."""
     held = {
         shard: [m.node for m in _by_worth(now) if _holds(m, shard, nodes, replace_after)][: now.replicas]
@@ -128,22 +144,35 @@ def _by_worth(now: Configuration) -> list[Member]:
 
 def _mend(
     shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen], wanted: set[NodeId], replace_after: float
-) -> Enlist | Dismiss | None:
-    """The next step to as many copies as are asked for; one a round, since each is a swap of the same key."""
+) -> Enlist | Dismiss | HandOver | None:
+    """The next step to the copies that are wanted; one a round, since each is a swap of the same key.
+
+    Copies are added before others are taken away, and the primary hands over before it is taken away (12).
+    """
     here = {n for n in wanted if (seen := nodes.get(n)) and seen.serving and shard not in seen.broken}
     lacking = {nodes[n].member(shard) for n in here} - now.in_sync - now.learners
     useless = {m for m in now.learners if m.node not in wanted or not _holds(m, shard, nodes, replace_after)}
-    excess = _excess(shard, now, nodes, wanted)
+    heirs = sorted(m for m in now.in_sync if m.node in wanted and _serves(m, shard, nodes))
     if lacking or useless:
-        learners = (now.learners | lacking) - useless
         kind = Enlist if lacking else Dismiss
+        learners = (now.learners | lacking) - useless
         return kind(shard, replace(now, learners=frozenset(learners), revision=NO_REVISION), now.revision)
-    if excess:
+    if now.successor != (successor := _successor(now, wanted, heirs)):
+        return HandOver(shard, replace(now, successor=successor, revision=NO_REVISION), now.revision)
+    if excess := _excess(now, heirs):
         return Dismiss(shard, replace(now, in_sync=now.in_sync - excess, revision=NO_REVISION), now.revision)
     return None
 
 
-def _excess(shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen], wanted: set[NodeId]) -> frozenset[Member]:
+def _successor(now: Configuration, wanted: set[NodeId], heirs: list[Member]) -> Member | None:
+    """To whom the primary should hand over: nobody if it is where it should be."""
+    if now.primary.node in wanted or not heirs:
+        return None
+    return now.successor if now.successor in heirs else heirs[0]
+
+
+def _excess(now: Configuration, heirs: list[Member]) -> frozenset[Member]:
     """In-sync members beyond the replication factor, as long as that many others serve: no write asks for more."""
-    serving = {m for m in now.in_sync if m.node in wanted and _serves(m, shard, nodes)}
-    return frozenset(now.in_sync - serving - {now.primary}) if len(serving) >= now.replicas else frozenset()
+    if len(heirs) < now.replicas:
+        return frozenset()
+    return now.in_sync - frozenset(heirs) - {now.primary} - {now.successor}

@@ -44,7 +44,7 @@ class Journal:
     """Attributes are for reading; every method returns what has to be done on the disk."""
 
     def __init__(self, found: Recovered) -> None:
-        self.epoch = self.durable_epoch = found.epoch
+        self.epoch = self.durable_epoch = max(found.epoch, found.lineage.newest)
         self.lineage = found.lineage
         self.first = found.first
         """The first seq that the log still has, or will have."""
@@ -115,9 +115,9 @@ class Journal:
             self.applied = max(self.applied, done.installed)
 
     def apply(self, through: Seq) -> Iterator[do.Effect]:
-        """Show what is committed, as far as it is durable here too (10)."""
+        """Show what is committed, as far as it is durable here too (10); nothing while a snapshot is on its way in."""
         through = min(through, self.durable)
-        if through <= self.applied:
+        if through <= self.applied or self._installed > self.applied:
             return
         self.applied = through
         while self.operations and next(iter(self.operations.values())) <= through:

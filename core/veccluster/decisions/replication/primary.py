@@ -105,8 +105,8 @@ class Primary:
         """Order a write, or find that it was ordered before (14)."""
         copies = self.configuration.copies_for(write.level)
         before = self._find(write)
-        if before is None and len(self.counted) < copies:
-            yield do.Refuse(write.op_id, Why.too_few_copies)
+        if before is None and (why := self._why_not(copies)):
+            yield do.Refuse(write.op_id, why)
             return
         if before is None:
             record = Record(self.epoch, Seq(self.journal.last + 1), write.count, write.op_id, write.payload)
@@ -115,6 +115,15 @@ class Primary:
             yield from self.journal.sync()
         self._asked[write.op_id] = _Asked(before or self.journal.last, copies)
         yield from self._advance()
+
+    def _why_not(self, copies: int) -> Why | None:
+        if self.configuration.successor:
+            return Why.moving
+        return Why.too_few_copies if len(self.counted) < copies else None
+
+    def forget(self, op_id: str) -> None:
+        """Nobody waits for this answer any more."""
+        self._asked.pop(op_id, None)
 
     def _find(self, write: Write) -> Seq | None:
         return write.applied or self.journal.operations.get(write.op_id)
@@ -155,6 +164,7 @@ class Primary:
         yield from self._beat(self._others())
         if self._target and not self._asking:
             yield from self._propose(self._target)
+        yield from self._hand_over()
         yield from self._let_go(tick.silent)
 
     def seen(self, now: Configuration) -> Iterator[do.Effect]:
@@ -191,6 +201,7 @@ class Primary:
         yield from self.journal.apply(self.commit)
         yield from self._acknowledge()
         yield from self._serve_reads()
+        yield from self._hand_over()
 
     def _durable_everywhere(self) -> Seq:
         """Up to where every member of the wait set has the log durably: all of them, never "any W" (2)."""
@@ -285,6 +296,13 @@ class Primary:
 
     def _may_shrink_to(self, size: int) -> bool:
         return size >= self.configuration.min_in_sync
+
+    def _hand_over(self) -> Iterator[do.Effect]:
+        """Give the next epoch to the successor when all that was taken on is committed; no more is taken on (12)."""
+        now = self.configuration
+        if self._target or now.successor not in now.in_sync or self.commit < self.journal.last:
+            return
+        yield from self._propose(replace(now, epoch=Epoch(now.epoch + 1), primary=now.successor, successor=None))
 
     def _propose(self, target: Configuration) -> Iterator[do.Effect]:
         self._target, self._asking = target, True

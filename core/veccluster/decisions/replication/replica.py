@@ -15,7 +15,7 @@ from veccluster.decisions.replication.follower import Follower
 from veccluster.decisions.replication.journal import Journal, Recovered
 from veccluster.decisions.replication.messages import Accepted, Message, Rejected
 from veccluster.decisions.replication.primary import Primary
-from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.decisions.replication.values import NO_REVISION, Configuration, Member
 from veccluster.model.state import Epoch, ReadConsistency, Seq
 
 
@@ -56,6 +56,9 @@ class Replica:
                         do.Refuse(event.op_id, Why.not_primary),
                     ]
                 )
+            case on.Forget(op_id):
+                if self.primary:
+                    self.primary.forget(op_id)
             case on.Read():
                 yield from self._read(event)
             case on.Received(message):
@@ -152,7 +155,7 @@ class Replica:
         self._swapping = False
         if answer.now is not None:
             yield from self._seen(answer.now)
-        if self.primary and answer.target.epoch == self.primary.epoch:
+        if self.primary:
             yield from self.primary.answered(answer)
         elif answer.now is None:
             yield do.ReadConfiguration()
@@ -171,7 +174,7 @@ class Replica:
                 yield from self._serve(now)
         elif not self._swapping and self._must_renew(now):
             self._swapping = True
-            yield do.Swap(replace(now, epoch=Epoch(now.epoch + 1)), now.revision)
+            yield do.Swap(replace(now, epoch=Epoch(now.epoch + 1), revision=NO_REVISION), now.revision)
 
     def _is_mine(self, now: Configuration) -> bool:
         """Whether it names this replica, on this disk, in sync (6)."""

@@ -61,6 +61,11 @@ class Lineage:
 
     runs: tuple[Run, ...] = ()
 
+    @property
+    def newest(self) -> Epoch:
+        """The epoch that wrote last."""
+        return self.runs[-1].epoch if self.runs else NO_EPOCH
+
     def epoch_at(self, seq: Seq) -> Epoch:
         """The epoch that wrote `seq`; 0 before the first run."""
         index = bisect_right(self.runs, seq, key=_first_of)
@@ -69,7 +74,7 @@ class Lineage:
     def followed_by(self, epoch: Epoch, first: Seq) -> "Lineage":
         """The lineage if `epoch` writes everything from `first` on."""
         kept = self.cut(Seq(first - 1))
-        if kept.runs and kept.runs[-1].epoch == epoch:
+        if kept.newest == epoch:
             return kept
         return Lineage((*kept.runs, Run(epoch, first)))
 
@@ -96,7 +101,10 @@ EMPTY = Lineage()
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A shard's key in etcd. `replicas` is the collection's replication factor; `revision` is what a swap compares."""
+    """A shard's key in etcd. `replicas` is the collection's replication factor; `revision` is what a swap compares.
+
+    The primary hands over to `successor` when there is one (12).
+    """
 
     epoch: Epoch
     primary: Member
@@ -104,6 +112,7 @@ class Configuration:
     learners: frozenset[Member] = frozenset()
     min_in_sync: int = 1
     replicas: int = 1
+    successor: Member | None = None
     revision: Revision = field(default=NO_REVISION, compare=False)
 
     def copies_for(self, level: WriteConsistency) -> int:

@@ -1,0 +1,154 @@
+"""What a fault must and must not cost, each by itself, in a simulation in which nothing else goes wrong."""
+
+import pytest
+
+from simulation.node import Node
+from simulation.run import Rules, Simulation
+from veccluster.model.state import WriteConsistency
+
+FAIR = {
+    "loss": 0,
+    "doubling": 0,
+    "lateness": 0,
+    "etcd_loss": 0,
+    "etcd_lateness": 0,
+    "faults_every": 1e9,
+    "slowness": 1,
+    "clients": 4,
+    "haste": 20.0,
+    "trims": 0,
+    "levels": (WriteConsistency.quorum,),
+}
+"""Nothing goes wrong by itself."""
+
+
+def three(seed: int = 1, *, nodes: int = 3, min_in_sync: int = 2) -> Simulation:
+    weather = {**FAIR, "nodes": nodes, "replicas": 3, "min_in_sync": min_in_sync}
+    simulation = Simulation(seed, Rules(weather=weather))
+    simulation.run_until(1.0)
+    assert simulation.key.in_sync == {n.member for n in simulation.everyone[:3]}
+    return simulation
+
+
+def primary(simulation: Simulation) -> Node:
+    return simulation.nodes[simulation.key.primary.node]
+
+
+def acknowledged_during(simulation: Simulation, seconds: float) -> int:
+    before = simulation.acknowledged
+    simulation.run_until(simulation.world.now + seconds)
+    return simulation.acknowledged - before
+
+
+def test_while_etcd_is_away_a_healthy_shard_answers_every_write() -> None:
+    simulation = three()
+    writes = len(simulation.checks.writes)
+    simulation.etcd.away |= set(simulation.nodes)
+    acknowledged = acknowledged_during(simulation, 60.0)
+    asked = len(simulation.checks.writes) - writes
+    assert acknowledged >= 0.99 * asked > 500  # the rest are on their way, or found nobody who knew the primary
+    assert simulation.checks.promotions == 1
+
+
+def test_a_dead_follower_costs_no_more_than_the_time_in_which_it_is_noticed() -> None:
+    simulation = three()
+    (other, *_) = sorted(simulation.key.in_sync - {simulation.key.primary})
+    simulation.nodes[other.node].crash()
+    assert acknowledged_during(simulation, 0.3) <= 4  # one for each client that was under way
+    simulation.run_until(simulation.world.now + 0.5)
+    assert acknowledged_during(simulation, 1.0) > 4  # clients lose time with the dead node
+    assert other not in simulation.key.in_sync
+
+
+def test_a_dead_primary_is_replaced_and_nothing_is_lost() -> None:
+    simulation = three()
+    before = simulation.key
+    primary(simulation).crash()
+    simulation.run_until(simulation.world.now + 1.5)
+    assert simulation.key.epoch > before.epoch
+    assert simulation.key.primary in before.in_sync - {before.primary}
+    assert acknowledged_during(simulation, 1.0) > 4  # clients lose time with the dead node
+
+
+def test_a_primary_that_stands_still_is_fenced_not_believed() -> None:
+    simulation = three()
+    old = primary(simulation)
+    old.stalled_until = simulation.world.now + 3.0
+    simulation.run_until(simulation.world.now + 2.0)
+    assert simulation.key.primary.node != old.id
+    assert old.replica.primary is not None  # it does not know yet
+    acknowledged_during(simulation, 2.0)
+    assert old.replica.primary is None
+
+
+def test_with_one_of_two_gone_nothing_is_acknowledged_and_nobody_is_let_go() -> None:
+    simulation = three()
+    members = sorted(simulation.key.in_sync - {simulation.key.primary})
+    simulation.nodes[members[0].node].crash()
+    simulation.run_until(simulation.world.now + 1.0)
+    simulation.nodes[members[1].node].crash()
+    simulation.run_until(simulation.world.now + 0.1)
+    assert acknowledged_during(simulation, 5.0) == 0
+    assert len(simulation.key.in_sync) == 2
+    for member in members:
+        simulation.start(simulation.nodes[member.node])
+    simulation.run_until(simulation.world.now + 1.0)
+    assert acknowledged_during(simulation, 1.0) > 10
+
+
+def test_a_spare_node_takes_the_place_of_one_that_stays_away() -> None:
+    simulation = three(nodes=4)
+    (gone, *_) = sorted(simulation.key.in_sync - {simulation.key.primary})
+    simulation.nodes[gone.node].crash()
+    simulation.run_until(simulation.world.now + 4.0)
+    assert simulation.nodes["n3"].member in simulation.key.in_sync
+    assert len(simulation.key.in_sync) == 3
+    assert gone not in simulation.key.in_sync | simulation.key.learners
+
+
+def test_a_wiped_node_learns_everything_anew_and_is_in_sync_again() -> None:
+    simulation = three()
+    (wiped, *_) = sorted(simulation.key.in_sync - {simulation.key.primary})
+    node = simulation.nodes[wiped.node]
+    node.crash()
+    node.lose(corrupt=False)
+    simulation.start(node)
+    simulation.run_until(simulation.world.now + 2.0)
+    assert wiped not in simulation.key.in_sync
+    assert node.member in simulation.key.in_sync
+
+
+def test_when_every_copy_that_was_in_sync_is_lost_nobody_pretends_to_have_it() -> None:
+    simulation = three()
+    for node in simulation.everyone:
+        node.crash()
+        node.lose(corrupt=False)
+    simulation.checks.doomed = True
+    before = simulation.key
+    for node in simulation.everyone:
+        simulation.start(node)
+    assert acknowledged_during(simulation, 5.0) == 0
+    assert (simulation.key.epoch, simulation.key.in_sync) == (before.epoch, before.in_sync)
+
+
+def test_a_primary_cut_off_from_its_followers_but_not_from_clients_answers_no_strong_read_of_a_past_epoch() -> None:
+    simulation = three()
+    old = primary(simulation)
+    others = [n for n in simulation.everyone if n is not old]
+    simulation.world.cut |= {p for n in others for p in ((old.id, n.id), (n.id, old.id))}
+    simulation.etcd.away.add(old.id)
+    simulation.run_until(simulation.world.now + 5.0)
+    assert simulation.key.primary.node != old.id
+    simulation.finish()  # judges every read and write
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_nodes_at_once_lose_what_was_not_synced_and_nothing_that_was_acknowledged(seed: int) -> None:
+    simulation = three(seed)
+    for _ in range(5):
+        for node in simulation.everyone:
+            node.crash()
+        for node in simulation.everyone:
+            simulation.start(node)
+        assert acknowledged_during(simulation, 2.0) > 10
+    simulation.finish()
