@@ -312,6 +312,7 @@ def test_a_quorum_read_reaches_as_far_as_the_newest_epoch_among_those_asked() ->
     stale = Position(Epoch(2), Seq(9))
     assert reading.reach([stale, Position(Epoch(3), Seq(7))]) == 7
     assert reading.enough(configuration(0, 1, 2)) == 2
+    assert reading.enough(configuration(0, replicas=3)) == 1  # the only one that has everything
 
 
 def test_a_replica_whose_disk_failed_serves_no_epoch_and_answers_no_primary() -> None:

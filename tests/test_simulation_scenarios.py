@@ -44,9 +44,9 @@ def test_while_etcd_is_away_a_healthy_shard_answers_every_write() -> None:
     simulation = three()
     writes = len(simulation.checks.writes)
     simulation.etcd.away |= set(simulation.nodes)
-    acknowledged = acknowledged_during(simulation, 60.0)
+    acknowledged = acknowledged_during(simulation, 20.0)
     asked = len(simulation.checks.writes) - writes
-    assert acknowledged >= 0.99 * asked > 500  # the rest are on their way, or found nobody who knew the primary
+    assert acknowledged >= 0.98 * asked > 150  # the rest are on their way, or found nobody who knew the primary
     assert simulation.checks.promotions == 1
 
 

@@ -12,9 +12,10 @@ TRIES = 4
 
 
 class Client:
-    def __init__(self, number: int, world: World, nodes: list[Node], checks: Checks) -> None:
+    def __init__(self, number: int, world: World, nodes: list[Node], checks: Checks, asks_anyone: bool) -> None:
         self.number, self.world, self.nodes, self.checks = number, world, nodes, checks
         self.token = Seq(0)
+        self.asks_anyone = asks_anyone
         self.done = 0
         self.acknowledged = 0
         self.guess = nodes[0]
@@ -106,17 +107,15 @@ class Client:
         if shown.level in (ReadConsistency.session, ReadConsistency.strong):
             self.token = max(self.token, shown.position.seq)
         if shown.level is ReadConsistency.quorum:
-            now = self.checks.etcd.key
-            covers = now.min_in_sync + reading.enough(now) > now.replicas
-            shown.current = known is not None and known.revision == now.revision and covers
+            shown.current = known is not None and known.revision == self.checks.etcd.key.revision
         self.checks.reads.append(shown)
 
     def _ask_quorum(self, key: str, known: Configuration | None, answer: object) -> None:
         """Ask as many replicas as it takes how far they are, then read from one of them."""
         if known is None:
             return
-        members = sorted(known.in_sync | known.learners)
-        asked = self.world.rng.sample(members, min(len(members), reading.enough(known)))
+        members = known.in_sync | known.learners if self.asks_anyone else known.in_sync
+        asked = self.world.rng.sample(sorted(members), reading.enough(known))
         nodes = {n.id: n for n in self.nodes}
         positions: dict[str, Position] = {}
 

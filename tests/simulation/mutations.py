@@ -305,6 +305,11 @@ class ForgetSession(Replica):
         return True
 
 
+LEARNERS: Weather = {"moves": True, "trims": 0.2, "replicas": 3, "nodes": 5, "min_in_sync": 1, "writes": 0.4}
+"""Many replicas learn."""
+MUTATIONS["AskLearners"] = Mutation("13", "quorum reads ask learners", Rules(quorum_asks_anyone=True, weather=LEARNERS))
+
+
 # -- 14: operation ids
 
 

@@ -33,6 +33,8 @@ class Rules:
     """Whether the leader's changes compare the revision that they are based on."""
     leader_is_fenced: bool = True
     """Whether they compare its term."""
+    quorum_asks_anyone: bool = False
+    """Whether quorum reads ask learners too."""
     weather: Mapping[str, object] = field(default_factory=dict)
     """What is to be so in every run; the rest is drawn from the seed."""
 
@@ -66,7 +68,9 @@ class Simulation:
         self.etcd.watchers.insert(0, self.checks.watch)
         compares, is_fenced = rules.leader_compares, rules.leader_is_fenced
         self._leaders = {n.id: Leader(n, rules.decide, compares=compares, is_fenced=is_fenced) for n in self.everyone}
-        self.clients = [Client(n, world, self.everyone, self.checks) for n in range(world.weather.clients)]
+        self.clients = [
+            Client(n, world, self.everyone, self.checks, rules.quorum_asks_anyone) for n in range(world.weather.clients)
+        ]
         self.faults = Faults(world, self.etcd, self.everyone, self.start, self.checks)
         for node in self.everyone:
             self.start(node)

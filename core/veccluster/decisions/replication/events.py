@@ -21,9 +21,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Nobody waits for this write's answer any more; it goes on."""
+    """Nobody waits for the answer to this write or read any more; a write goes on."""
 
-    op_id: str
+    id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,16 +114,18 @@ class Primary:
             yield from self._stream_to_all()
             yield from self.journal.sync()
         self._asked[write.op_id] = _Asked(before or self.journal.last, copies)
-        yield from self._advance()
+        if before is not None:
+            yield from self._acknowledge()
 
     def _why_not(self, copies: int) -> Why | None:
         if self.configuration.successor:
             return Why.moving
         return Why.too_few_copies if len(self.counted) < copies else None
 
-    def forget(self, op_id: str) -> None:
+    def forget(self, request: str) -> None:
         """Nobody waits for this answer any more."""
-        self._asked.pop(op_id, None)
+        self._asked.pop(request, None)
+        self._reads = [r for r in self._reads if r.read.id != request]
 
     def _find(self, write: Write) -> Seq | None:
         return write.applied or self.journal.operations.get(write.op_id)

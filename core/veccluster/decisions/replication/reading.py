@@ -1,7 +1,8 @@
-"""What a coordinator decides about a read at `quorum`: ask several replicas how far their logs reach, then read.
+"""What a coordinator decides about a read at `quorum`: whom to ask how far their logs reach, and what to wait for.
 
-Invariant: an operation that was acknowledged while one of those asked was in sync is at or below what `reach` returns,
-since that member has it and a later epoch begins with everything that earlier ones acknowledged.
+Invariant: whoever is in sync has every operation that was acknowledged, and a later epoch begins with all that earlier
+ones acknowledged; so `reach` is beyond all that was acknowledged while one of those asked was in sync. Learners are not
+asked: they may lack anything. Several are asked because the coordinator's configuration may be old (13).
 """
 
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ from veccluster.model.state import Seq
 
 
 def enough(configuration: Configuration) -> int:
-    """How many of a shard's replicas to ask."""
-    return configuration.replicas // 2 + 1
+    """How many of the members that are in sync to ask: more than half of the shard's replicas, if there are so many."""
+    return min(len(configuration.in_sync), configuration.replicas // 2 + 1)
 
 
 def reach(durable: Iterable[Position]) -> Seq:

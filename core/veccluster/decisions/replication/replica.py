@@ -56,9 +56,9 @@ class Replica:
                         do.Refuse(event.op_id, Why.not_primary),
                     ]
                 )
-            case on.Forget(op_id):
+            case on.Forget(request):
                 if self.primary:
-                    self.primary.forget(op_id)
+                    self.primary.forget(request)
             case on.Read():
                 yield from self._read(event)
             case on.Received(message):
