@@ -14,6 +14,9 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 """Seconds: the bounds of the backoff, before jitter."""
 
+ROOM = 0.5
+"""Seconds that an attempt must have: one that is cut off at the deadline makes "nobody knows" of a clear answer."""
+
 REPEATABLE_STATUS = frozenset({429, 502, 503, 504})
 
 
@@ -61,7 +64,7 @@ def decide(attempt: int, failure: Failure, *, remaining: float, jitter: float) -
         if failure.status not in REPEATABLE_STATUS:
             return None
         pause = max(pause, (failure.retry_after or 0.0) * (1 + jitter / 4))
-    return Again(pause) if pause < remaining else None
+    return Again(pause) if pause + ROOM < remaining else None
 
 
 def verdict(failure: Failure, *, write: bool, perhaps_done: bool, servers: str, waited: float) -> VecClusterError:
