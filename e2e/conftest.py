@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import subprocess
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -182,7 +183,7 @@ def _what_the_pods_say(kubectl: Kubectl, namespace: str) -> Iterator[tuple[str, 
     def ask(*words: str) -> str:
         try:
             return kubectl(*words, namespace=namespace, check=False, timeout=30)
-        except (HarnessError, OSError, TimeoutError) as error:
+        except (HarnessError, OSError, subprocess.TimeoutExpired) as error:  # a dead machine gives no log
             return str(error)
 
     def section(title: str) -> str:
