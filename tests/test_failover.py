@@ -106,7 +106,7 @@ def test_a_learner_is_a_node_that_serves_with_the_disk_that_it_has_now(shards: S
 def test_a_move_ends_where_it_should_and_never_has_fewer_copies_in_sync_on_the_way(
     data: st.DataObject, shards: Shards, nodes: Nodes
 ) -> None:
-    nodes = {i: replace(n, serving=True, away=0.0, broken=frozenset()) for i, n in nodes.items()}
+    nodes = {i: replace(n, serving=True, away=0.0, broken={}) for i, n in nodes.items()}
     shards = {i: s for i, s in shards.items() if all(_serves(nodes, i, m) for m in s.in_sync)}
     placed = data.draw(placements(shards, nodes))
     for _ in range(8):
@@ -142,6 +142,12 @@ def test_a_node_that_stays_away_is_replaced() -> None:
     assert [type(a) for a in actions] == [Enlist]
     assert after[SHARD].learners == {member(3)}
     assert after[SHARD].in_sync == THREE.in_sync  # the primary lets go of it, when it may
+
+
+def test_a_replica_that_stays_broken_on_a_node_that_is_there_is_replaced_elsewhere() -> None:
+    broken = seen(2, broken={SHARD: 3600.0})
+    assert lead({SHARD: THREE}, _nodes(seen(0), seen(1), broken, seen(3)))[0][SHARD].learners == {member(3)}
+    assert lead({SHARD: THREE}, _nodes(seen(0), seen(1), seen(2, broken={SHARD: 9.0}), seen(3)))[1] == []
 
 
 def test_a_wiped_node_learns_anew_at_once() -> None:

@@ -21,9 +21,10 @@ class Leader:
     compares: bool = True
     is_fenced: bool = True
     _away_since: dict[NodeId, float] = field(default_factory=dict)
+    _broken_since: dict[NodeId, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        self._away_since = {}
+        self._away_since, self._broken_since = {}, {}
         self.node.guarded(self.node.world.rng.uniform(0, ROUND), self._round)
 
     def _round(self) -> None:
@@ -58,13 +59,15 @@ class Leader:
     def _view(self, registered: Mapping[NodeId, Registered], alive: set[NodeId]) -> dict[NodeId, failover.Seen]:
         now = self.node.world.now
         self._away_since = {n: self._away_since.get(n, now) for n in registered if n not in alive}
+        broken = [n for n, r in registered.items() if r.broken]
+        self._broken_since = {n: self._broken_since.get(n, now) for n in broken}
         return {
             n: failover.Seen(
                 id=n,
                 incarnation=r.incarnation,
                 serving=n in alive,
                 away=now - self._away_since.get(n, now),
-                broken=frozenset({SHARD} if r.broken else ()),
+                broken={SHARD: now - self._broken_since[n]} if r.broken else {},
             )
             for n, r in registered.items()
         }

@@ -44,9 +44,9 @@ def nodes(draw: st.DrawFn) -> Nodes:
     for number in range(draw(st.integers(1, 7))):
         away = draw(st.sampled_from([0.0, 0.0, 0.0, 5.0, 2 * REPLACE_AFTER]))
         disk = draw(st.sampled_from([1, 1, 1, 2]))
-        broken = draw(st.sets(st.sampled_from(SHARDS), max_size=1))
+        broken = draw(st.dictionaries(st.sampled_from(SHARDS), st.sampled_from([1.0, 2 * REPLACE_AFTER]), max_size=1))
         node = seen(number, serving=not away, away=away, incarnation=member(number, disk).incarnation)
-        found[node.id] = replace(node, broken=frozenset(broken), may_hold=draw(st.sampled_from([True, True, False])))
+        found[node.id] = replace(node, broken=broken, may_hold=draw(st.sampled_from([True, True, False])))
     return found
 
 

@@ -8,7 +8,7 @@ Invariant: who is promoted was in sync when the swap was made, on the disk that 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from veccluster.decisions import placement
@@ -32,8 +32,8 @@ class Seen:
     """Whether it may be given more copies: it is neither draining nor full."""
     incarnations: Mapping[ShardId, Incarnation] = field(default_factory=dict)
     """Of those of its replicas that were lost or damaged since the node got its own incarnation (9)."""
-    broken: frozenset[ShardId] = frozenset()
-    """Shards that it cannot serve now, although it is there."""
+    broken: Mapping[ShardId, float] = field(default_factory=dict)
+    """Shards that it cannot serve, although it is there, and for how many seconds already."""
 
     def member(self, shard: ShardId) -> Member:
         """The node with the contents of its disk, as far as the shard is concerned."""
@@ -120,7 +120,9 @@ def _serves(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen]) -> boo
 def _holds(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen], replace_after: float) -> bool:
     """Whether the copy is there, or is likely to come back."""
     node = nodes.get(member.node)
-    return node is not None and node.member(shard) == member and (node.serving or node.away < replace_after)
+    if node is None or node.member(shard) != member:
+        return False
+    return (node.serving or node.away < replace_after) and node.broken.get(shard, 0.0) < replace_after
 
 
 def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) -> dict[ShardId, set[NodeId]]:
@@ -134,7 +136,16 @@ def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) 
     kept = {node for holders in held.values() for node in holders}
     able = [n for i, n in sorted(nodes.items()) if i in kept or (n.serving and n.may_hold)]
     factors = {shard.collection: now.replicas for shard, now in shards.items()}
-    return {shard: set(found) for shard, found in placement.extend(shards, able, factors, held).items()}
+    placed = placement.extend(shards, able, factors, held)
+    return {shard: _fit(shard, set(found), held[shard], able) for shard, found in placed.items()}
+
+
+def _fit(shard: ShardId, found: set[NodeId], held: Collection[NodeId], able: Iterable[Seen]) -> set[NodeId]:
+    """`found`, but for nodes that are to be given the shard and could not take it now: others in their places."""
+    fit = [n.id for n in able if n.serving and n.may_hold and shard not in n.broken]
+    unfit = found - set(held) - set(fit)
+    spare = [node for node in fit if node not in found]
+    return found - unfit | set(spare[: len(unfit)])
 
 
 def _by_worth(now: Configuration) -> list[Member]:
