@@ -359,3 +359,18 @@ def test_the_record_survives_writing_and_reading_and_a_broken_line_deletes_nothi
 )
 def test_the_lease_is_taken_only_when_nobody_renewed_it_for_its_whole_duration(sighting, now, free):
     assert may_take(sighting, "me", now) is free
+
+
+def test_a_collection_is_made_once_for_each_generation_of_its_resource_and_otherwise_only_looked_at():
+    entry = collections.Entry("uid-words", "uuid", "Retain", generation=2)
+    asked = resource("words")
+    assert entry.is_about({"metadata": {**asked["metadata"], "uid": "uid-words", "generation": 2}})
+    assert not entry.is_about({"metadata": {**asked["metadata"], "uid": "uid-words", "generation": 3}})
+    assert not entry.is_about({"metadata": {**asked["metadata"], "uid": "uid-of-another", "generation": 2}})
+
+
+def test_shards_that_are_not_served_are_named():
+    states = [{"number": n, "available": n != 1} for n in range(3)]
+    held = {"name": "words", "shards": 3, "shard_states": states}
+    assert collections.shards_amiss(held) == "1 of 3 shards of collection words are not served: 1"
+    assert collections.shards_amiss({**held, "shard_states": [{**s, "available": True} for s in states]}) is None

@@ -1,5 +1,6 @@
 """One round for the VecCollections of a cluster; what is to be done about them is decided in decide/collections.py."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -60,7 +61,7 @@ class CollectionKeeper:
                     if report is not None and await self._drop(body, servers, dropped, uuid):
                         after.pop(dropped)
                 case decisions.Ensure():
-                    if entry := await self._ensure(name, action, servers, report):
+                    if entry := await self._ensure(name, action, record.get(action.name), servers, report):
                         after[action.name] = entry
         if after != record or held is None:
             await self._api.apply(_record_of(cluster, after))
@@ -73,6 +74,7 @@ class CollectionKeeper:
         self,
         cluster: str,
         asked: decisions.Ensure,
+        known: Entry | None,
         servers: Sequence[str],
         report: Mapping[str, Any] | None,
     ) -> Entry | None:
@@ -82,9 +84,7 @@ class CollectionKeeper:
             await self._say(asked.resource, Condition("Ready", "False", "ClusterNotReady", says))
             return None
         try:
-            self._api.require_active()
-            created = await self._data.create(servers, asked.name, asked.options)
-            detail = await self._data.collection(servers, asked.name)
+            held = await self._held(asked, known, servers)
         except Conflict as error:
             await self._say(asked.resource, Condition("Ready", "False", "Different", error.detail))
             return None
@@ -94,10 +94,27 @@ class CollectionKeeper:
         except VecClusterError as error:
             await self._say(asked.resource, Condition("Ready", "False", "ClusterNotReady", error.detail))
             return None
-        says = f"collection {asked.name} is there, in {created['shards']} shards"
-        counted = {"uuid": created["uuid"], "shards": created["shards"], "vectors": detail.get("count")}
-        await self._say(asked.resource, Condition("Ready", "True", "Created", says), counted)
-        return Entry(asked.resource["metadata"]["uid"], created["uuid"], asked.policy)
+        ready = Condition("Ready", "True", "Created", f"collection {asked.name} is there, in {held['shards']} shards")
+        if amiss := decisions.shards_amiss(held):
+            ready = Condition("Ready", "False", "ClusterNotReady", amiss)
+        counted = {"uuid": held["uuid"], "shards": held["shards"], "vectors": held.get("count")}
+        await self._say(asked.resource, ready, counted)
+        metadata = asked.resource["metadata"]
+        return Entry(metadata["uid"], held["uuid"], asked.policy, metadata["generation"])
+
+    async def _held(self, asked: decisions.Ensure, known: Entry | None, servers: Sequence[str]) -> Mapping[str, Any]:
+        """The collection, created where it is not there. One that was once found to be as asked is only looked at.
+
+        Creation is answered when every shard is served, for which a round that has something to tell must not wait.
+        """
+        if known is not None and known.is_about(asked.resource):
+            with contextlib.suppress(CollectionNotFound):
+                held = await self._data.collection(servers, asked.name)
+                if held["uuid"] == known.collection_uuid:
+                    return held
+        self._api.require_active()
+        await self._data.create(servers, asked.name, asked.options)
+        return await self._data.collection(servers, asked.name)
 
     async def _drop(self, cluster: Mapping[str, Any], servers: Sequence[str], name: str, uuid: str) -> bool:
         """Delete the collection of a VecCollection that is gone, unless it is another by now; whether it is gone."""

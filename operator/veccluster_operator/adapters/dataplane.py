@@ -1,6 +1,7 @@
 """The data plane as the operator asks it: over HTTP, like any client, at whichever node answers."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,8 +60,11 @@ class DataPlane:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, force_close=True))
         why = "there is no node to ask yet"
+        until = time.monotonic() + patience
         for server in servers:
-            timeout = aiohttp.ClientTimeout(total=patience, sock_connect=1.0)
+            # What changes something is waited for once, at whichever node: the next one would wait for the same.
+            left = patience if method == "GET" else max(until - time.monotonic(), 0.1)
+            timeout = aiohttp.ClientTimeout(total=left, sock_connect=1.0)
             data = None if body is None else orjson.dumps(body)
             headers = {"Content-Type": "application/json"} if body is not None else {}
             try:

@@ -22,6 +22,13 @@ class Entry:
     """uid of the VecCollection that describes it."""
     collection_uuid: str
     deletion_policy: str
+    generation: int = 0
+    """Of the VecCollection, when the collection was last found to be as it asks."""
+
+    def is_about(self, resource: Mapping[str, Any]) -> bool:
+        """Whether the collection is known to be as `resource` asks now: it need only be looked at."""
+        metadata = resource["metadata"]
+        return bool((self.resource_uid, self.generation) == (metadata["uid"], metadata["generation"]))
 
 
 Record = Mapping[str, Entry]
@@ -96,6 +103,15 @@ def parse(resource: Mapping[str, Any]) -> VecCollection:
     return VecCollection.parse({key: resource[key] for key in ("apiVersion", "kind", "metadata", "spec")})
 
 
+def shards_amiss(held: Mapping[str, Any]) -> str | None:
+    """What of a collection, as GET /v1/collections/{name} shows it, is not served; None when all of it is."""
+    missing = [s["number"] for s in held["shard_states"] if not s["available"]]
+    if not missing:
+        return None
+    numbers = ", ".join(map(str, missing))
+    return f"{len(missing)} of {held['shards']} shards of collection {held['name']} are not served: {numbers}"
+
+
 def options(asked: VecCollection) -> dict[str, Any]:
     """The body of PUT /v1/collections/{name}; what is left out is as the cluster says."""
     spec = asked.spec
@@ -135,6 +151,7 @@ def write_record(record: Record) -> dict[str, str]:
                 "resource_uid": e.resource_uid,
                 "collection_uuid": e.collection_uuid,
                 "deletion_policy": e.deletion_policy,
+                "generation": e.generation,
             }
         )
         for name, e in sorted(record.items())
