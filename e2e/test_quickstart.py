@@ -62,4 +62,5 @@ def test_the_status_is_about_the_present_spec_and_says_that_all_is_well(kubectl,
     assert "finalizers" not in body["metadata"]
     collection = kubectl.json("get", "vcol", "words", namespace=production.namespace)
     assert condition_of(collection, "Ready")["reason"] == "Created"
+    assert collection["status"]["shards"] == 3  # one a node, although it was asked for when there was none yet
     assert "finalizers" not in collection["metadata"]

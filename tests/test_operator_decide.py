@@ -374,3 +374,11 @@ def test_shards_that_are_not_served_are_named():
     held = {"name": "words", "shards": 3, "shard_states": states}
     assert collections.shards_amiss(held) == "1 of 3 shards of collection words are not served: 1"
     assert collections.shards_amiss({**held, "shard_states": [{**s, "available": True} for s in states]}) is None
+
+
+def test_a_collection_waits_until_every_node_has_joined_so_that_each_gets_a_shard():
+    assert collections.too_early(None, "demo", 3) == "VecCluster demo does not answer yet"
+    two: dict[str, Any] = {"nodes": [{"id": "demo-0", "state": "active"}, {"id": "demo-1", "state": "active"}]}
+    assert "2 of 3 nodes have joined VecCluster demo" in str(collections.too_early(two, "demo", 3))
+    with_one_down = {"nodes": [*two["nodes"], {"id": "demo-2", "state": "unreachable"}]}
+    assert collections.too_early(with_one_down, "demo", 3) is None

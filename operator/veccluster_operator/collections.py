@@ -61,7 +61,7 @@ class CollectionKeeper:
                     if report is not None and await self._drop(body, servers, dropped, uuid):
                         after.pop(dropped)
                 case decisions.Ensure():
-                    if entry := await self._ensure(name, action, record.get(action.name), servers, report):
+                    if entry := await self._ensure(cluster, action, record.get(action.name), servers, report):
                         after[action.name] = entry
         if after != record or held is None:
             await self._api.apply(_record_of(cluster, after))
@@ -72,15 +72,15 @@ class CollectionKeeper:
 
     async def _ensure(
         self,
-        cluster: str,
+        cluster: VecCluster,
         asked: decisions.Ensure,
         known: Entry | None,
         servers: Sequence[str],
         report: Mapping[str, Any] | None,
     ) -> Entry | None:
         """Create the collection or find it as asked; the resource's status says which, or what is in the way."""
-        if report is None:
-            says = f"VecCluster {cluster} does not answer yet"
+        nodes = 0 if known else cluster.spec.nodes
+        if says := decisions.too_early(report, cluster.metadata.name, nodes):
             await self._say(asked.resource, Condition("Ready", "False", "ClusterNotReady", says))
             return None
         try:

@@ -103,6 +103,20 @@ def parse(resource: Mapping[str, Any]) -> VecCollection:
     return VecCollection.parse({key: resource[key] for key in ("apiVersion", "kind", "metadata", "spec")})
 
 
+def too_early(report: Mapping[str, Any] | None, cluster: str, nodes: int) -> str | None:
+    """Why a collection is not created yet; None when it can be.
+
+    Where nothing else is asked a collection has a shard for each node that there is when it is created, for good: so
+    it waits until every one has joined. One that has joined and is down holds nothing up.
+    """
+    if report is None:
+        return f"VecCluster {cluster} does not answer yet"
+    joined = len(report["nodes"])
+    if joined < nodes:
+        return f"{joined} of {nodes} nodes have joined VecCluster {cluster}; a collection is created when all have"
+    return None
+
+
 def shards_amiss(held: Mapping[str, Any]) -> str | None:
     """What of a collection, as GET /v1/collections/{name} shows it, is not served; None when all of it is."""
     missing = [s["number"] for s in held["shard_states"] if not s["available"]]
