@@ -34,14 +34,13 @@ class Faults:
             self.start()
 
     def heal(self) -> None:
-        """Everything works from now on, and every node is up."""
+        """Everything works from now on, and every node is up; one that stands still does so to the end of its time."""
         self.world.calm = True
         self.world.cut.clear()
         self.etcd.away.clear()
         if self.world.weather.moves:
             self._move()
         for node in self.nodes:
-            node.stalled_until = 0.0
             node.disk.slow, node.disk.full, node.disk.failing = 1.0, False, False
             self._start(node)
 

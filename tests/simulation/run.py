@@ -97,8 +97,10 @@ class Simulation:
 
     def finish(self) -> None:
         """End all faults; after some time everything must be as it should, and the whole history is judged."""
-        before, now = self.acknowledged, self.world.now
         self.faults.heal()
+        now = max(self.world.now, *(n.stalled_until for n in self.everyone))
+        self.run_until(now)
+        before = self.acknowledged
         self.run_until(now + CALM)
         if not self.checks.doomed and self.acknowledged == before:
             self.checks.fail(f"stuck: no write succeeded in {CALM} s without faults: {self.key}")
