@@ -170,6 +170,17 @@ async def test_a_node_that_is_down_is_left_for_the_next_and_not_asked_again():
         assert await client.count("c") == 3
 
 
+async def test_what_a_node_has_answered_is_told_rather_than_that_another_is_down():
+    missing = errors.ShardsUnavailable("shard 1 is away", missing_shards=[1], not_stored=["a"])
+    async with faulty(refuses(missing)) as server:
+        # Enough attempts that some end at either address, whichever is asked first.
+        for timeout in (0.7, 0.8, 0.9, 1.0, 1.1):
+            async with AsyncClient([server.url, closed_port()], timeout=timeout) as client:
+                with pytest.raises(errors.ShardsUnavailable) as refused:
+                    await client.upsert("c", ["a"], np.ones((1, 2), np.float32))
+                assert refused.value.extra["not_stored"] == ["a"]
+
+
 async def test_a_node_that_hangs_is_left_for_the_next_before_the_deadline():
     async with (
         faulty(hangs) as bad,

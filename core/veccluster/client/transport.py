@@ -107,6 +107,7 @@ class Transport:
         started = time.monotonic()
         deadline = started + timeout
         perhaps_done = False
+        said: Refused | None = None
         attempt = 0
         while True:
             attempt += 1
@@ -122,12 +123,15 @@ class Transport:
             ):
                 return Reply()
             perhaps_done = perhaps_done or isinstance(outcome, Lost) or _is_unknown(outcome)
+            said = outcome if isinstance(outcome, Refused) else said
             left = deadline - time.monotonic()
             step = retries.decide(attempt, outcome, remaining=left, jitter=random.random())
             if step is None:
                 waited = time.monotonic() - started
+                # What a node answered says more than that another one is not there to be asked.
+                last = said if said is not None and isinstance(outcome, NotSent) else outcome
                 raise retries.verdict(
-                    outcome, write=call.write, perhaps_done=perhaps_done, servers=str(self.addresses), waited=waited
+                    last, write=call.write, perhaps_done=perhaps_done, servers=str(self.addresses), waited=waited
                 )
             self.addresses.next_after(address)
             await asyncio.sleep(step.pause)
