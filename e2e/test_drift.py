@@ -12,7 +12,7 @@ BY_HAND = {
     "StatefulSet/production": {
         "spec": {"template": {"spec": {"containers": [{"name": "node", "image": "localhost/wrong:1"}]}}}
     },
-    "StatefulSet/production-etcd": {"spec": {"replicas": 1}},
+    "StatefulSet/production-etcd": {"spec": {"replicas": 5}},
     "Service/production": {
         "spec": {"ports": [{"port": 8001, "targetPort": 1}], "selector": {"veccluster.io/cluster": "other"}}
     },
@@ -103,6 +103,14 @@ def test_statefulsets_deleted_with_their_pods_come_back_with_the_data(kubectl, c
     wait_for(lambda: not set(map(uid, pods)) & set(map(uid, production.pods())), 90, "the old pods to be gone")
     production.wait_until_healthy(180)
     assert client.recall(production, "words", WORDS) == recall
+
+
+@pytest.mark.parametrize("replicas", [1, 5])
+def test_a_stateful_set_that_is_scaled_by_hand_is_scaled_back(kubectl, production, replicas):
+    before = production.owned()
+    kubectl("scale", "statefulset", "production", f"--replicas={replicas}", namespace=production.namespace)
+    wait_until_as_before(production, before)
+    production.wait_until_healthy(180)
 
 
 def test_what_is_changed_by_hand_is_corrected_and_annotations_and_labels_of_others_stay(

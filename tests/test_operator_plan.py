@@ -210,10 +210,27 @@ def test_more_nodes_are_added_without_a_restart_and_fewer_are_refused_in_words()
     assert set(what(decided.actions)) == {"Apply"}
     grown = created(decided.actions, observed)
     assert grown.objects["StatefulSet", "demo"]["spec"]["replicas"] == 4
+    members = [*healthy_report()["nodes"], {"id": "demo-3", "state": "down"}]
+    grown = replace(grown, report=healthy_report() | {"nodes": members})
     shrunk = plan.decide(body(nodes=3), grown, SETTINGS)
     assert "spec.nodes cannot go down from 4 to 3 yet" in shrunk.situation.obstacles[0]
     assert shrunk.situation.desired == 4
     assert "RestartPod" not in what(shrunk.actions)
+
+
+def test_a_stateful_set_that_was_scaled_by_hand_is_corrected_before_its_pods_become_nodes():
+    observed = settled(body())
+    objects: Any = copy.deepcopy(observed.objects)
+    objects["StatefulSet", "demo"]["spec"]["replicas"] = 5
+    by_hand = replace(observed, objects=objects)
+    decided = plan.decide(body(), by_hand, SETTINGS)
+    assert decided.situation.obstacles == ()
+    assert created(decided.actions, by_hand).objects["StatefulSet", "demo"]["spec"]["replicas"] == 3
+    objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] = 5
+    decided = plan.decide(body(), by_hand, SETTINGS)
+    assert created(decided.actions, by_hand).objects["StatefulSet", "demo-etcd"]["spec"]["replicas"] == 3
+    unknown = plan.decide(body(), replace(by_hand, report=None), SETTINGS)
+    assert created(unknown.actions, by_hand).objects["StatefulSet", "demo"]["spec"]["replicas"] == 5
 
 
 def test_volumes_that_cannot_change_are_told_and_the_rest_is_applied():

@@ -62,10 +62,13 @@ class Operator:
         return self._kubectl.items("pods", "-l", SELECTOR, namespace=NAMESPACE)
 
     def active(self) -> str | None:
-        """The pod that holds the Lease, if it is one that is there."""
+        """The pod that holds the Lease, if it is one that is there and stays."""
         lease = self._kubectl.json("get", "lease", LEASE, namespace=NAMESPACE)
         holder: str | None = lease["spec"].get("holderIdentity")
-        return next((n for p in self.pods() if (n := p["metadata"]["name"]) and n in str(holder)), None)
+        return next((n for p in self._staying() if (n := p["metadata"]["name"]) in str(holder)), None)
+
+    def _staying(self) -> list[dict[str, Any]]:
+        return [p for p in self.pods() if "deletionTimestamp" not in p["metadata"]]
 
     def wait_until_one_acts(self, timeout: float = 60) -> str:
         """Wait until a pod holds the Lease, and say which."""

@@ -35,6 +35,7 @@ from veccluster_operator.reconcile import Reconciler
 from veccluster_operator.work import Workers
 
 EXIT_NOT_ACTIVE, EXIT_CONFIG = 1, 2
+DEFINITIONS_EVERY = 2.0
 BEAT = 60.0
 """Seconds between looks at the API server by an operator that has nothing to do."""
 
@@ -190,15 +191,35 @@ async def _work(options: Options, api: KubeApi, metrics: Metrics, stopped: async
         asyncio.create_task(_beat(api, metrics, options)),
     ]
     try:
-        await operator
+        if await _are_defined(api, metrics, stopped):
+            await operator
         stopped.set()  # kopf hears the signals itself while it runs
     finally:
+        operator.close()
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await workers.close()
         await data.close()
         await etcd.close()
+
+
+async def _are_defined(api: KubeApi, metrics: Metrics, stopped: asyncio.Event) -> bool:
+    """Wait until our kinds are defined, since kopf looks for them once; False when told to stop before that."""
+    while not stopped.is_set():
+        try:
+            if await api.serves((kube.VEC_CLUSTER, kube.VEC_COLLECTION)):
+                return True
+            metrics.succeeded()
+            log.warning("not_defined", reason="the CRDs of VecCluster and VecCollection are not installed")
+        except ApiError as error:
+            log.warning("api_server_not_reached", reason=error.message)
+        try:
+            async with asyncio.timeout(DEFINITIONS_EVERY):
+                await stopped.wait()
+        except TimeoutError:
+            pass
+    return False
 
 
 async def _beat(api: KubeApi, metrics: Metrics, options: Options) -> None:

@@ -7,7 +7,7 @@ changed since is not overwritten.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -159,6 +159,14 @@ class KubeApi:
         """All objects that `selector` matches, with kind and apiVersion filled in."""
         reply = await self._send("GET", kind.path(namespace), query=_query(labelSelector=selector))
         return [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in reply["items"]]
+
+    async def serves(self, kinds: Sequence[Kind]) -> bool:
+        """Whether the API server knows these kinds, all of one group."""
+        groups = await self._send("GET", "/apis")
+        if kinds[0].group not in {group["name"] for group in groups["groups"]}:
+            return False
+        served = await self._send("GET", f"/apis/{kinds[0].api_version}")
+        return {kind.plural for kind in kinds} <= {resource["name"] for resource in served["resources"]}
 
     async def changes(self, kind: Kind, namespace: str | None, selector: str | None) -> AsyncIterator[Manifest]:
         """Objects as they change, until the API server ends the watch; every one that there is comes first."""

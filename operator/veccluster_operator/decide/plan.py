@@ -4,6 +4,7 @@ The reconcile observes, calls `decide`, and carries the actions out in their ord
 another replica too, and the next round sees what is left. On the result a second call returns no actions.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +107,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
         return Plan(tuple(_zones(observed)), _refused(body, observed, why))
     cluster = parse(body)
     existing = observed.stateful_set(cluster.metadata.name)
-    replicas, shrinking = _replicas(cluster, existing)
+    replicas, shrinking = _replicas(cluster, existing, observed.report)
     cluster, held_back = _with_safe_etcd(cluster, observed)
     context = _context(cluster, observed, settings, replicas)
     try:
@@ -147,13 +148,22 @@ def _refused(body: Mapping[str, Any], observed: Observed, why: tuple[str, str]) 
     return status.Situation(desired=desired if isinstance(desired, int) else 0, refusal=why)
 
 
-def _replicas(cluster: VecCluster, existing: Manifest | None) -> tuple[int, list[str]]:
-    """How many data nodes there should be; never fewer than there are, since nothing moves their shards away yet."""
-    there = existing["spec"]["replicas"] if existing else 0
-    if cluster.spec.nodes >= there:
-        return cluster.spec.nodes, []
+def _replicas(
+    cluster: VecCluster, existing: Manifest | None, report: Mapping[str, Any] | None
+) -> tuple[int, list[str]]:
+    """How many data nodes there should be; never fewer than may hold shards, since nothing moves them away yet.
+
+    A pod that has not become a member of the cluster holds none: so a hand that scales the StatefulSet is corrected.
+    """
+    wanted, there = cluster.spec.nodes, existing["spec"]["replicas"] if existing else 0
+    if report is not None:
+        members = {node["id"] for node in report["nodes"]}
+        while there > wanted and f"{cluster.metadata.name}-{there - 1}" not in members:
+            there -= 1
+    if wanted >= there:
+        return wanted, []
     says = (
-        f"spec.nodes cannot go down from {there} to {cluster.spec.nodes} yet, since the shards of the nodes that would "
+        f"spec.nodes cannot go down from {there} to {wanted} yet, since the shards of the nodes that would "
         f"go are not moved away; use {there} or more"
     )
     return there, [says]
@@ -165,8 +175,7 @@ def _with_safe_etcd(cluster: VecCluster, observed: Observed) -> tuple[VecCluster
     Fewer would leave members on etcd's list that no longer run, and with them no majority. More before the first
     ones have found each other could make two etcd clusters.
     """
-    managed, existing = cluster.spec.metadata.managed, observed.stateful_set(f"{cluster.metadata.name}-etcd")
-    there = existing["spec"]["replicas"] if existing else 0
+    managed, there = cluster.spec.metadata.managed, _members_told(cluster, observed)
     if managed is None or there in (0, managed.nodes) or (managed.nodes > there and _is_bootstrapped(observed)):
         return cluster, []
     why = "members are not taken off yet" if managed.nodes < there else "the first ones have to find each other first"
@@ -174,6 +183,17 @@ def _with_safe_etcd(cluster: VecCluster, observed: Observed) -> tuple[VecCluster
     kept = managed.model_copy(update={"nodes": there})
     metadata = cluster.spec.metadata.model_copy(update={"managed": kept})
     return cluster.model_copy(update={"spec": cluster.spec.model_copy(update={"metadata": metadata})}), [says]
+
+
+def _members_told(cluster: VecCluster, observed: Observed) -> int:
+    """How many members etcd was told that it has; a StatefulSet scaled by hand has pods that are none of them."""
+    name = f"{cluster.metadata.name}-etcd"
+    try:
+        told = json.loads(observed.objects["ConfigMap", name]["data"]["bootstrap.json"])
+        return len(told["members"])
+    except (KeyError, TypeError, ValueError):  # it is not there yet, or a person has broken it
+        existing = observed.stateful_set(name)
+        return int(existing["spec"]["replicas"]) if existing else 0
 
 
 def _crash_looping_members(observed: Observed) -> Iterator[RestartPod]:
