@@ -145,8 +145,9 @@ class EtcdCluster:
         waiting = set(members or self._processes)
         while waiting:
             waiting = {index for index in waiting if not self._is_healthy(index)}
-            if any(self._processes[index].poll() is not None for index in waiting) or time.monotonic() > deadline:
-                raise RuntimeError(f"etcd members {waiting} did not start:\n{self.log(min(waiting))}")
+            ended = {index for index in waiting if self._processes[index].poll() is not None}
+            if ended or (waiting and time.monotonic() > deadline):
+                raise RuntimeError(f"etcd members {waiting} did not start:\n{self.log(min(ended or waiting))}")
             time.sleep(0.02)
 
     def log(self, index: int) -> str:
