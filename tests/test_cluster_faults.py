@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -249,3 +250,14 @@ def test_a_node_that_cannot_start_says_why_in_one_line_and_by_its_exit_code(etcd
         fails(2, "did you mean", spec={"node": 3})
         fails(4, "alive at", data_dir=str(nodes.path / "third"), listen="127.0.0.1:0")
         assert nodes.cluster(0)["health"] == "healthy"
+
+
+def test_a_creation_is_answered_when_a_node_that_stood_still_has_heard_of_it_too(nodes: Nodes) -> None:
+    for still in range(3):  # whichever of them has the shard, the other two need not know of it by themselves
+        nodes.signal(still, signal.SIGSTOP)
+        goes_on = threading.Timer(1.0, nodes.signal, (still, signal.SIGCONT))
+        goes_on.start()
+        with Client(nodes.url((still + 1) % 3), timeout=20) as client:
+            client.create_collection(f"news-{still}", dimension=8, metric="l2", shards=1)
+        assert goes_on.finished.is_set()
+        goes_on.join()
