@@ -31,7 +31,8 @@ class ManagedEtcd(EtcdCluster):
         self.bootstrapped = False
         self.members_wanted = size
         self._secured = tls
-        self._token = os.urandom(4).hex()
+        # Looks like a number, as a token of hexadecimal digits may: etcd must still read it as text.
+        self._token = f"{int.from_bytes(os.urandom(3))}e2"
 
     def _start_on_free_ports(self) -> None:
         self._ports = [_free_ports() for _ in range(self.size)]

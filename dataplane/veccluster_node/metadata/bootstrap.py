@@ -9,6 +9,7 @@
 All from `quota_bytes` on may be left out. Fields that are not known are ignored: a newer operator may write them.
 """
 
+import json
 import os
 import ssl
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
 from veccluster.decisions.etcd_member import Plan, Planned, Start
 from veccluster.errors import InvalidSpec
@@ -143,10 +143,13 @@ def etcd_config(bootstrap: Bootstrap, me: Member, data_dir: Path, start: Start) 
 
 
 def write(config: dict[str, Any], path: Path) -> None:
-    """Write etcd's configuration so that it is there whole or not at all."""
+    """Write etcd's configuration so that it is there whole or not at all.
+
+    As JSON, which is YAML too: etcd's reader of YAML takes a plain `8431e220` for a number where PyYAML leaves the quotes out.
+    """
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:
-        yaml.safe_dump(config, file, sort_keys=False)
+        json.dump(config, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
