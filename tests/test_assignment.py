@@ -21,7 +21,7 @@ def test_every_shard_of_every_collection_gets_a_living_node_when_there_is_one(st
     for wanted in after.collections.values():
         made = after.shards_of(wanted)
         fresh = [s for s in made if s.id not in state.shards]
-        assert all(s.primary in state.alive for s in fresh)
+        assert all(s.primary.node in state.alive for s in fresh)
         assert len(made) == wanted.shards or not state.alive
 
 
@@ -47,7 +47,7 @@ def test_a_shard_that_was_ever_opened_is_never_moved(state: ClusterState) -> Non
 def test_a_shard_that_a_dead_node_never_opened_goes_to_a_living_one(state: ClusterState) -> None:
     after = lead(msgspec.structs.replace(state, alive={NodeId("n0"): load(NodeId("n0"))}))
     uuids = {c.uuid for c in after.collections.values()}
-    assert all(s.primary == "n0" for i, s in after.shards.items() if i.collection in uuids)
+    assert all(s.primary.node == "n0" for i, s in after.shards.items() if i.collection in uuids)
 
 
 def test_a_drop_is_finished_only_when_every_node_has_reported() -> None:
@@ -64,6 +64,6 @@ def test_a_new_collection_is_spread_one_shard_a_node() -> None:
     words = collection("words", 3)
     state = ClusterState(nodes=nodes, alive={i: load(i) for i in nodes}, collections={"words": words})
     made = lead(state).shards
-    assert {s.primary for s in made.values()} == set(nodes)
+    assert {s.primary.node for s in made.values()} == set(nodes)
     assert {s.epoch for s in made.values()} == {FIRST_EPOCH}
-    assert made[ShardId(words.uuid, 0)].primary_incarnation.startswith("disk-")
+    assert made[ShardId(words.uuid, 0)].primary.incarnation.startswith("disk-")

@@ -5,7 +5,7 @@ import msgspec
 from support.states import collection, load, node, shard
 from veccluster.decisions.health import judge
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import NodeId, ReadOnly, Shard
+from veccluster.model.state import Incarnation, Member, NodeId, ReadOnly, Shard
 from veccluster.model.status import Health
 
 NODES = {node(i).id: node(i) for i in range(3)}
@@ -13,7 +13,7 @@ SHARDS = {s.id: s for s in (shard(i, node(i), epoch=2) for i in range(3))}
 
 
 def _state(**changes: object) -> ClusterState:
-    alive = {n: load(n, [s.id for s in SHARDS.values() if s.primary == n]) for n in NODES}
+    alive = {n: load(n, [s.id for s in SHARDS.values() if s.primary.node == n]) for n in NODES}
     whole = ClusterState(
         nodes=NODES, alive=alive, shards=SHARDS, collections={"words": collection("words", 3)}, leader=NodeId("n0")
     )
@@ -45,7 +45,7 @@ def test_without_etcd_an_expired_lease_says_nothing() -> None:
 def test_a_lost_disk_is_named_as_such() -> None:
     lost: dict[object, Shard] = {**SHARDS}
     first = next(iter(SHARDS))
-    lost[first] = shard(0, node(0), epoch=2, primary_incarnation="older-disk")
+    lost[first] = shard(0, node(0), epoch=2, primary=Member(NodeId("n0"), Incarnation("older-disk")))
     issue = judge(_state(shards=lost)).issues[0]
     assert "a disk that node n0 no longer has" in issue
 

@@ -7,7 +7,7 @@ from support.states import collection, host, lead, load, node, shard, states
 from veccluster.decisions import hosting
 from veccluster.decisions.hosting import Local
 from veccluster.model.cluster import ClusterState, Drop
-from veccluster.model.state import Epoch, NodeId, ShardId
+from veccluster.model.state import Epoch, Incarnation, Member, NodeId, ShardId
 
 ME = node(0)
 WORDS = collection("words", 2)
@@ -30,7 +30,7 @@ def test_rounds_end_with_every_own_shard_served_and_nothing_left_to_do(state: Cl
         state, local = host(state, me, local)
     assert list(hosting.decide(me.id, me.incarnation, state, local)) == []
     uuids = {c.uuid for c in state.collections.values()}
-    mine = {i for i, s in state.shards.items() if s.primary == me.id and i.collection in uuids}
+    mine = {i for i, s in state.shards.items() if s.primary.node == me.id and i.collection in uuids}
     assert {i for i, one in local.items() if one.serving is not None} == mine
 
 
@@ -64,7 +64,7 @@ def test_a_shard_whose_directory_is_gone_is_reported_and_never_made_anew() -> No
 
 
 def test_a_primary_stops_serving_when_another_epoch_is_on_record() -> None:
-    moved = shard(0, ME, epoch=Epoch(6), primary=NodeId("n1"))
+    moved = shard(0, ME, epoch=Epoch(6), primary=Member(NodeId("n1"), Incarnation("disk-1")))
     serving = {moved.id: Local(is_open=True, serving=Epoch(5))}
     assert hosting.StopServing(moved.id) in list(hosting.decide(ME.id, ME.incarnation, _state(moved), serving))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from veccluster.decisions import assignment, hosting
 from veccluster.model.cluster import ClusterState, Drop, DroppedBy
-from veccluster.model.state import Collection, Epoch, Load, Metric, Node, NodeId, Shard, ShardId
+from veccluster.model.state import Collection, Epoch, Incarnation, Load, Member, Metric, Node, NodeId, Shard, ShardId
 
 NAMES = ("words", "images", "users")
 
@@ -91,11 +91,11 @@ def host(
 
 
 def shard(number: int, home: Node, **changes: object) -> Shard:
+    at = Member(home.id, Incarnation(home.incarnation))
     made = Shard(
         id=ShardId("uuid-words", number),
         epoch=Epoch(1),
-        primary=home.id,
-        primary_incarnation=home.incarnation,
-        in_sync=(home.id,),
+        primary=at,
+        in_sync=(at,),
     )
     return msgspec.structs.replace(made, **changes)

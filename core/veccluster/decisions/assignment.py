@@ -11,7 +11,7 @@ import msgspec
 
 from veccluster.decisions import hashing, placement
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
-from veccluster.model.state import Collection, Epoch, Node, NodeId, NodeState, Shard, ShardId
+from veccluster.model.state import Collection, Epoch, Incarnation, Member, Node, NodeId, NodeState, Shard, ShardId
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def _new_shards(state: ClusterState) -> Iterator[CreateShards]:
     missing = {c.uuid: [i for i in _shard_ids(c) if i not in state.shards] for c in state.collections.values()}
     if not able or not any(missing.values()):
         return
-    kept = (i for i in state.shards if i.collection in missing and state.shards[i].primary in able)
-    current = {i: (state.shards[i].primary,) for i in kept}
+    kept = (i for i in state.shards if i.collection in missing and state.shards[i].primary.node in able)
+    current = {i: tuple(m.node for m in state.shards[i].in_sync if m.node in able) for i in kept}
     wanted = {i for ids in missing.values() for i in ids} | current.keys()
     factors = {c.uuid: c.replication_factor for c in state.collections.values()}
     placed = placement.extend(wanted, able.values(), factors, current)
@@ -78,14 +78,15 @@ def _never_opened(state: ClusterState) -> Iterator[Reassign]:
     """A collection can be used although a node died before it opened its part of it."""
     able = {n.id: n for n in state.live_nodes() if n.state is NodeState.active}
     by_uuid = {c.uuid: c for c in state.collections.values()}
-    empty = [i for i, s in state.shards.items() if s.epoch == FIRST_EPOCH and s.primary not in able]
+    empty = [i for i, s in state.shards.items() if s.epoch == FIRST_EPOCH and s.primary.node not in able]
     for shard_id in sorted(i for i in empty if able and i.collection in by_uuid):
-        kept = {i: (s.primary,) for i, s in state.shards.items() if s.primary in able and i.collection in by_uuid}
+        kept = {
+            i: (s.primary.node,) for i, s in state.shards.items() if s.primary.node in able and i.collection in by_uuid
+        }
         placed = placement.extend({shard_id} | kept.keys(), able.values(), 1, kept)
         before, node = state.shards[shard_id], able[placed[shard_id][0]]
-        after = msgspec.structs.replace(
-            before, primary=node.id, primary_incarnation=node.incarnation, in_sync=(node.id,)
-        )
+        home = Member(node.id, Incarnation(node.incarnation))
+        after = msgspec.structs.replace(before, primary=home, in_sync=(home,))
         yield Reassign(before, after)
 
 
@@ -94,13 +95,13 @@ def _shard_ids(collection: Collection) -> list[ShardId]:
 
 
 def _shard(collection: Collection, shard: ShardId, nodes: tuple[NodeId, ...], able: dict[NodeId, Node]) -> Shard:
+    members = tuple(Member(n, Incarnation(able[n].incarnation)) for n in nodes)
     start, end = hashing.ranges(collection.shards)[shard.number]
     return Shard(
         id=shard,
         epoch=Epoch(FIRST_EPOCH),
-        primary=nodes[0],
-        primary_incarnation=able[nodes[0]].incarnation,
-        in_sync=nodes,
+        primary=members[0],
+        in_sync=members,
         min_in_sync=collection.min_in_sync,
         start=start,
         end=end,

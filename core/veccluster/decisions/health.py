@@ -40,10 +40,10 @@ def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), 
 
 
 def _is_unavailable(shard: Shard, state: ClusterState, down: set[NodeId]) -> bool:
-    node = state.nodes.get(shard.primary)
-    load = state.alive.get(shard.primary)
+    node = state.nodes.get(shard.primary.node)
+    load = state.alive.get(shard.primary.node)
     recovering = load is not None and str(shard.id) not in load.serving
-    return node is None or node.id in down or node.incarnation != shard.primary_incarnation or recovering
+    return node is None or node.id in down or node.incarnation != shard.primary.incarnation or recovering
 
 
 def _lost_shards(state: ClusterState, unavailable: Sequence[Shard], down: set[NodeId]) -> Iterator[str]:
@@ -51,7 +51,7 @@ def _lost_shards(state: ClusterState, unavailable: Sequence[Shard], down: set[No
     groups: dict[tuple[str, NodeId, str], list[int]] = {}
     for shard in unavailable:
         if name := names.get(shard.id.collection):
-            groups.setdefault((name, shard.primary, _why(shard, state, down)), []).append(shard.id.number)
+            groups.setdefault((name, shard.primary.node, _why(shard, state, down)), []).append(shard.id.number)
     for (name, _, why), numbers in sorted(groups.items()):
         listed = ", ".join(map(str, numbers))
         noun = "shard" if len(numbers) == 1 else "shards"
@@ -59,17 +59,17 @@ def _lost_shards(state: ClusterState, unavailable: Sequence[Shard], down: set[No
 
 
 def _why(shard: Shard, state: ClusterState, down: set[NodeId]) -> str:
-    node = state.nodes.get(shard.primary)
+    node = state.nodes.get(shard.primary.node)
     if node is None:
-        return f"its only replica was on node {shard.primary}, which is no longer a member"
-    if shard.primary in down:
-        return f"its only replica is on node {shard.primary}, which is not reachable; start that node"
-    if node.incarnation != shard.primary_incarnation:
+        return f"its only replica was on node {shard.primary.node}, which is no longer a member"
+    if shard.primary.node in down:
+        return f"its only replica is on node {shard.primary.node}, which is not reachable; start that node"
+    if node.incarnation != shard.primary.incarnation:
         return (
-            f"its only replica was on a disk that node {shard.primary} no longer has; "
+            f"its only replica was on a disk that node {shard.primary.node} no longer has; "
             "bring that data directory back, or delete the collection and load it again"
         )
-    return f"node {shard.primary} is still opening it, or could not (see its issues)"
+    return f"node {shard.primary.node} is still opening it, or could not (see its issues)"
 
 
 def _read_only(state: ClusterState, unavailable: Sequence[Shard]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _read_only(state: ClusterState, unavailable: Sequence[Shard]) -> Iterator[st
     lost = {s.id for s in unavailable}
     for name, collection in sorted(state.collections.items()):
         for shard in state.shards_of(collection):
-            said = stuck.get((shard.primary, str(shard.id)))
+            said = stuck.get((shard.primary.node, str(shard.id)))
             if said and shard.id not in lost:
                 yield f"Shard {shard.id.number} of collection {name} takes no writes: {_in_words(said)}"
 

@@ -93,13 +93,13 @@ def _take_on(
 
 def assigned(me: NodeId, incarnation: str, state: ClusterState) -> list[Shard]:
     """The shards whose primary is on record as this node with this disk, by id."""
-    mine = (s for s in state.shards.values() if s.primary == me and s.primary_incarnation == incarnation)
+    mine = (s for s in state.shards.values() if s.primary == (me, incarnation))
     return sorted(mine, key=lambda s: s.id)
 
 
 def _is_mine(shard: Shard | None, me: NodeId, serving: Epoch) -> bool:
     """Whether the record still names this node in the epoch it serves; an older record is only late news."""
-    return shard is not None and (shard.epoch < serving or (shard.primary == me and shard.epoch == serving))
+    return shard is not None and (shard.epoch < serving or (shard.primary.node == me and shard.epoch == serving))
 
 
 def _is_lost(shard: Shard, local: Mapping[ShardId, Local]) -> bool:
@@ -114,5 +114,7 @@ def lost(me: NodeId, incarnation: str, state: ClusterState, local: Mapping[Shard
 def orphans(me: NodeId, state: ClusterState, local: Mapping[ShardId, Local]) -> list[ShardId]:
     """Data on this node that no record speaks of and nobody dropped: kept, and reported for a person to judge."""
     return sorted(
-        i for i in local if i.collection not in state.drops and (i not in state.shards or state.shards[i].primary != me)
+        i
+        for i in local
+        if i.collection not in state.drops and (i not in state.shards or state.shards[i].primary.node != me)
     )

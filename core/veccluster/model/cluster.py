@@ -51,5 +51,5 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         return (self.nodes[i] for i in sorted(self.nodes) if i in self.alive)
 
 
-FIRST_EPOCH = 1
-"""A shard is written down in this epoch; its primary takes the next one before it serves (rule 7)."""
+FIRST_EPOCH = 0
+"""A shard is written down in this epoch, which nobody ever serves; its primary takes the next one first (rule 7)."""

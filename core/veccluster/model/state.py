@@ -4,8 +4,9 @@ Immutable values with JSON on the outside (msgspec). The key of each in etcd is 
 `mod_revision` that a compare-and-swap compares, filled in when a value is read and never written.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import msgspec
 
@@ -13,6 +14,8 @@ NodeId = NewType("NodeId", str)
 Epoch = NewType("Epoch", int)
 Seq = NewType("Seq", int)
 Revision = NewType("Revision", int)
+Incarnation = NewType("Incarnation", str)
+"""Identity of the contents of one replica's disk; another one each time they were lost or found corrupt (rule 9)."""
 
 POINTS = 1 << 64
 """Ids hash to points in [0, POINTS)."""
@@ -59,6 +62,13 @@ class NodeState(StrEnum):
     active = "active"
     draining = "draining"
     drained = "drained"
+
+
+class Member(NamedTuple):
+    """A replica with the contents of its disk. The same node with another disk is another member (rules 6 and 9)."""
+
+    node: NodeId
+    incarnation: Incarnation
 
 
 class ShardId(msgspec.Struct, frozen=True, order=True):
@@ -109,6 +119,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     zone: str = ""
     incarnation: str = ""
     """Identity of the contents of its disk (rule 9)."""
+    incarnations: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """By shard (`UUID.N`): of those of its replicas that were lost, damaged or given up since and began anew."""
     version: str = ""
     state: NodeState = NodeState.active
 
@@ -141,6 +153,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Shards that this process has open and can write no more."""
     recovering: tuple[str, ...] = ()
     """Shards that this process is opening."""
+    broken: tuple[str, ...] = ()
+    """Shards that this process should serve and cannot."""
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,13 +162,23 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
     id: ShardId
     epoch: Epoch
-    primary: NodeId
-    primary_incarnation: str
-    in_sync: tuple[NodeId, ...]
-    learners: tuple[NodeId, ...] = ()
+    primary: Member
+    in_sync: tuple[Member, ...]
+    learners: tuple[Member, ...] = ()
     min_in_sync: int = 1
+    successor: Member | None = None
+    """To whom the primary is asked to hand over (rule 12)."""
     start: int = 0
     """First point of the range that the shard owns."""
     end: int = POINTS
     """First point beyond the range."""
     revision: Revision = Revision(0)
+
+    @property
+    def members(self) -> frozenset[Member]:
+        """Every replica that the record names."""
+        return frozenset((self.primary, *self.in_sync, *self.learners))
+
+    def member_on(self, node: NodeId) -> Member | None:
+        """The replica on that node; of several disks of it the one that is in sync."""
+        return next((m for m in (*self.in_sync, *self.learners) if m.node == node), None)

@@ -128,7 +128,7 @@ class Api:
         shard = next((s for s in self.node.state.shards_of(collection) if s.id.number == number), None)
         state = api.ShardState(
             number=number,
-            primary=shard.primary if shard else None,
+            primary=shard.primary.node if shard else None,
             epoch=report.epoch if report else shard.epoch if shard else 0,
             available=report is not None,
         )

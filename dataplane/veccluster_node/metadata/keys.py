@@ -130,4 +130,7 @@ decode_drop = msgspec.json.Decoder(Drop).decode
 
 def _shard(shard: ShardId, value: bytes, mod_revision: int) -> Shard:
     fields = msgspec.json.decode(value)
+    if isinstance(fields["primary"], str):  # as it was written while a shard had one replica
+        only = (fields["primary"], fields.pop("primary_incarnation"))
+        fields |= {"primary": only, "in_sync": [only], "learners": []}
     return msgspec.convert({**fields, "id": msgspec.to_builtins(shard), "revision": mod_revision}, Shard)

@@ -282,7 +282,7 @@ class Coordinator:
         shard = self._state().shards.get(ShardId(collection.uuid, number))
         if shard is None:
             raise ShardsUnavailable(f"shard {number} has not been given to a node yet", missing_shards=[number])
-        return shard.primary
+        return shard.primary.node
 
 
 REPORT_TIMEOUT = 2.0

@@ -2,25 +2,30 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import NamedTuple, NewType
+from typing import NamedTuple
 
-from veccluster.model.state import Epoch, NodeId, Revision, Seq, WriteConsistency
+import msgspec
 
-Incarnation = NewType("Incarnation", str)
-"""Identity of the contents of one replica's disk; another one each time they were lost or found corrupt (9)."""
+from veccluster.model.state import Epoch, Incarnation, Member, Revision, Seq, Shard, WriteConsistency
 
+__all__ = [
+    "EMPTY",
+    "NOTHING",
+    "NO_EPOCH",
+    "NO_REVISION",
+    "Configuration",
+    "Incarnation",
+    "Lineage",
+    "Member",
+    "Position",
+    "Record",
+    "Run",
+]
 
 NO_EPOCH = Epoch(0)
 NOTHING = Seq(0)
 """The seq of an empty log; the first operation has 1."""
 NO_REVISION = Revision(0)
-
-
-class Member(NamedTuple):
-    """A replica with the contents of its disk. The same node with another disk is another member (6, 9)."""
-
-    node: NodeId
-    incarnation: Incarnation
 
 
 class Position(NamedTuple):
@@ -114,6 +119,33 @@ class Configuration:
     replicas: int = 1
     successor: Member | None = None
     revision: Revision = field(default=NO_REVISION, compare=False)
+
+    @classmethod
+    def of(cls, shard: Shard, replicas: int) -> "Configuration":
+        """From the shard's record and its collection's replication factor."""
+        return cls(
+            epoch=shard.epoch,
+            primary=shard.primary,
+            in_sync=frozenset(shard.in_sync),
+            learners=frozenset(shard.learners),
+            min_in_sync=shard.min_in_sync,
+            replicas=replicas,
+            successor=shard.successor,
+            revision=shard.revision,
+        )
+
+    def put_into(self, shard: Shard) -> Shard:
+        """The record with this configuration; what never changes about the shard stays."""
+        return msgspec.structs.replace(
+            shard,
+            epoch=self.epoch,
+            primary=self.primary,
+            in_sync=tuple(sorted(self.in_sync)),
+            learners=tuple(sorted(self.learners)),
+            min_in_sync=self.min_in_sync,
+            successor=self.successor,
+            revision=self.revision,
+        )
 
     def copies_for(self, level: WriteConsistency) -> int:
         """How many in-sync members a write of this level needs; the level never lowers `min_in_sync` (2)."""
