@@ -145,7 +145,7 @@ def etcd_config(bootstrap: Bootstrap, me: Member, data_dir: Path, start: Start) 
 def write(config: dict[str, Any], path: Path) -> None:
     """Write etcd's configuration so that it is there whole or not at all.
 
-    As JSON, which is YAML too: etcd's reader of YAML takes a plain `8431e220` for a number where PyYAML leaves the quotes out.
+    As JSON, which is YAML too: where PyYAML writes `8431e220` without quotes, etcd reads a number.
     """
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:
