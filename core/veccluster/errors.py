@@ -129,6 +129,24 @@ class ShardsUnavailable(Unavailable):
     slug, title = "shards-unavailable", "Shards unavailable"
 
 
+class NotPrimary(Unavailable):
+    """This replica does not order the shard's writes now: another one does, or is about to. Nothing was stored."""
+
+    slug, title = "not-primary", "Not the primary"
+
+
+class TooFewReplicas(Unavailable):
+    """Fewer replicas of a shard are in sync than the write asks for. Nothing was stored."""
+
+    slug, title = "too-few-replicas", "Too few replicas in sync"
+
+
+class ReplicaBehind(Unavailable):
+    """This replica is not in sync, or has not applied what the read must show; another one may have."""
+
+    slug, title = "replica-behind", "Replica behind"
+
+
 class MetadataUnavailable(Unavailable):
     """etcd cannot be reached, and this request needs it."""
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from veccluster.model.state import ShardId
+from veccluster.model.state import ReadConsistency, ShardId, WriteConsistency
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
@@ -47,6 +47,7 @@ class Upsert(Request[Written], frozen=True, tag=True, kw_only=True):
     ids: list[str]
     vectors: bytes
     metadata: list[bytes]
+    level: WriteConsistency = WriteConsistency.one
 
 
 class DeleteIds(Request[Written], frozen=True, tag=True, kw_only=True):
@@ -56,6 +57,7 @@ class DeleteIds(Request[Written], frozen=True, tag=True, kw_only=True):
     shard: ShardId
     op_id: str
     ids: list[str]
+    level: WriteConsistency = WriteConsistency.one
 
 
 class DeleteWhere(Request[Written], frozen=True, tag=True, kw_only=True):
@@ -65,6 +67,7 @@ class DeleteWhere(Request[Written], frozen=True, tag=True, kw_only=True):
     shard: ShardId
     op_id: str
     filter: bytes
+    level: WriteConsistency = WriteConsistency.one
 
 
 Write: TypeAlias = Upsert | DeleteIds | DeleteWhere
@@ -102,6 +105,7 @@ class Search(Request[Found], frozen=True, tag=True, kw_only=True):
     exact: bool
     with_metadata: bool
     with_vector: bool
+    level: ReadConsistency = ReadConsistency.session
 
 
 class StoredVector(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +131,7 @@ class Get(Request[Got], frozen=True, tag=True, kw_only=True):
     collection: str
     ids: dict[int, list[str]]
     at_least: dict[int, Position]
+    level: ReadConsistency = ReadConsistency.session
 
 
 class Listed(Reply, frozen=True):
@@ -146,6 +151,7 @@ class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
     limit: int
     filter: bytes | None
     at_least: dict[int, Position]
+    level: ReadConsistency = ReadConsistency.session
 
 
 class Counted(Reply, frozen=True):
@@ -163,6 +169,7 @@ class Count(Request[Counted], frozen=True, tag=True, kw_only=True):
     shards: list[int]
     filter: bytes | None
     at_least: dict[int, Position]
+    level: ReadConsistency = ReadConsistency.session
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -192,6 +199,33 @@ class GetReport(Request[Report], frozen=True, tag=True, kw_only=True):
     collection: str | None = None
 
 
+class Positions(Reply, frozen=True):
+    """How far the log of each replica here is durable, of those that are in sync."""
+
+    durable: dict[int, Position]
+    failed: Failures
+
+
+class GetPositions(Request[Positions], frozen=True, tag=True, kw_only=True):
+    """Ask for durable positions: what a read at `quorum` must show (rule 13)."""
+
+    reply = Positions
+    collection: str
+    shards: list[int]
+
+
+class Pong(Reply, frozen=True):
+    """The node is there."""
+
+    boot: str
+
+
+class Ping(Request[Pong], frozen=True, tag=True, kw_only=True):
+    """Ask a node whether it is there, on the loop that serves clients."""
+
+    reply = Pong
+
+
 class Known(Reply, frozen=True):
     """Whether the node has heard of it in time."""
 
@@ -207,4 +241,16 @@ class AwaitCollection(Request[Known], frozen=True, tag=True, kw_only=True):
     gone: bool
 
 
-AnyRequest = Upsert | DeleteIds | DeleteWhere | Search | Get | ListIds | Count | GetReport | AwaitCollection
+AnyRequest = (
+    Upsert
+    | DeleteIds
+    | DeleteWhere
+    | Search
+    | Get
+    | ListIds
+    | Count
+    | GetReport
+    | GetPositions
+    | Ping
+    | AwaitCollection
+)
