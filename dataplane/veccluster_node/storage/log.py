@@ -15,20 +15,27 @@ good one whose `durable` reaches the bad one's seq proves that it once was whole
 be cut); without such a witness it is what a crash leaves of writes that nobody was told about (a torn tail: copied
 aside and cut).
 
-One thread writes; reading the past is safe from others.
+What is not committed may be cut again (`truncate`): later segments go first, the newest before the others, so that a
+crash in between leaves a longer log and never one with a hole.
+
+One thread writes; reading the past is safe from others, who see less than they asked for when it is cut meanwhile.
 """
 
 import os
 import struct
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import structlog
 
+from veccluster.decisions.replication.values import EMPTY, Lineage
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
+from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.files import is_no_space, reason, sync_directory, write_durably
 from veccluster_node.storage.operations import Record
@@ -39,6 +46,7 @@ _HEADER = struct.Struct("<8sI8sQQI")
 _RECORD = struct.Struct("<4sIIQQIQI")
 _BODY = _RECORD.size - 4
 """The record's header without its CRC."""
+_MARK_EVERY = 256 << 10
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +63,14 @@ class _Found:
     record: Record
 
 
+class _Mark(NamedTuple):
+    """A place between two records, where reading can begin: the last seq and the CRC of the record before it."""
+
+    after: int
+    at: int
+    chain: int
+
+
 @dataclass(slots=True)
 class _Segment:
     path: Path
@@ -62,10 +78,44 @@ class _Segment:
     follows: int
     """The last seq of the segment before: first_seq - 1, or less where there is a known gap."""
     seed: bytes
-    last_seq: int
-    """first_seq - 1 while it is empty."""
-    size: int = _HEADER.size
-    chain: int = 0
+    end: _Mark
+    marks: list[_Mark]
+    """Some of its places, about `_MARK_EVERY` bytes apart; the first is its start."""
+    lineage: Lineage = EMPTY
+
+    @classmethod
+    def empty(cls, path: Path, first_seq: int, follows: int, seed: bytes) -> "_Segment":
+        start = _Mark(first_seq - 1, _HEADER.size, _crc(seed))
+        return cls(path, first_seq, follows, seed, start, [start])
+
+    @property
+    def last_seq(self) -> int:
+        """first_seq - 1 while it is empty."""
+        return self.end.after
+
+    @property
+    def size(self) -> int:
+        return self.end.at
+
+    def grow(self, record: Record, end: _Mark) -> None:
+        """Note a record that was written, or found, at the end; readers of other threads see it from now on."""
+        self.lineage = self.lineage.followed_by(Epoch(record.epoch), Seq(record.first_seq))
+        if end.at - self.marks[-1].at >= _MARK_EVERY:
+            self.marks.append(end)
+        self.end = end
+
+    def shrink(self, end: _Mark) -> None:
+        """Note that it was cut at `end`."""
+        self.lineage = self.lineage.cut(Seq(end.after))
+        self.marks = [mark for mark in self.marks if mark.at <= end.at]
+        self.end = end
+
+    def blocks(self, after: int) -> Iterator[tuple[_Mark, _Mark]]:
+        """The parts, from mark to mark, that hold what is beyond `after`."""
+        end, marks = self.end, self.marks[:]
+        places = [*(mark for mark in marks if mark.at < end.at), end]
+        first = max(0, bisect_right(places, after, key=lambda mark: mark.after) - 1)
+        yield from zip(places[first:], places[first + 1 :], strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +136,11 @@ def _crc(seed: bytes, *parts: bytes | memoryview) -> int:
     return crc
 
 
-def _encode(record: Record, segment: _Segment, durable: int) -> tuple[bytes, int]:
-    body = _RECORD.pack(
-        segment.seed[:4], len(record.payload), segment.chain, record.epoch, record.first_seq, record.count, durable, 0
-    )[:_BODY]
-    crc = _crc(segment.seed, body, record.payload)
+def _encode(record: Record, seed: bytes, chain: int, durable: int) -> tuple[bytes, int]:
+    body = _RECORD.pack(seed[:4], len(record.payload), chain, record.epoch, record.first_seq, record.count, durable, 0)[
+        :_BODY
+    ]
+    crc = _crc(seed, body, record.payload)
     return b"".join((body, crc.to_bytes(4, "little"), record.payload)), crc
 
 
@@ -108,12 +158,14 @@ def _decode_at(data: bytes, at: int, seed: bytes) -> _Found | None:
     return _Found(at, end, crc, chain, durable, Record(epoch, first_seq, count, payload))
 
 
-def _good_records(data: bytes, segment: _Segment) -> Iterator[_Found]:
-    """Yield records from the start for as long as they are good, chained and dense."""
-    at, chain, seq = _HEADER.size, _crc(segment.seed), segment.first_seq
-    while (found := _decode_at(data, at, segment.seed)) and found.chain == chain and found.record.first_seq == seq:
-        yield found
-        at, chain, seq = found.end, found.crc, found.record.last_seq + 1
+def _good_records(data: bytes, seed: bytes, start: _Mark) -> Iterator[tuple[Record, _Mark]]:
+    """Yield records, and where each ends, for as long as they are good, chained and dense; `data` begins at `start`."""
+    at, end = 0, start
+    while (
+        (found := _decode_at(data, at, seed)) and found.chain == end.chain and found.record.first_seq == end.after + 1
+    ):
+        at, end = found.end, _Mark(found.record.last_seq, start.at + found.end, found.crc)
+        yield found.record, end
 
 
 def _proven_durable(data: bytes, start: int, seed: bytes) -> int:
@@ -137,19 +189,28 @@ def _read_header(path: Path, data: bytes) -> _Segment:
         raise StorageCorrupt(f"{path.name}: the header of the log segment is damaged")
     if path.name != _segment_name(first_seq):
         raise StorageCorrupt(f"{path.name}: the log segment says that it starts at seq {first_seq}")
-    return _Segment(path, first_seq, follows, seed, last_seq=first_seq - 1, chain=_crc(seed))
+    return _Segment.empty(path, first_seq, follows, seed)
 
 
 def _scan(path: Path) -> _Scan:
     data = path.read_bytes()
     segment = _read_header(path, data)
-    for found in _good_records(data, segment):
-        segment.last_seq, segment.size, segment.chain = found.record.last_seq, found.end, found.crc
+    for record, end in _good_records(data[_HEADER.size :], segment.seed, segment.end):
+        segment.grow(record, end)
     if segment.size == len(data):
         return _Scan(segment)
     problem = f"{path.name}: no good record at byte {segment.size}, where seq {segment.last_seq + 1} should begin"
     proven = _proven_durable(data, segment.size, segment.seed)
     return _Scan(segment, problem, proven, trailing=len(data) - segment.size)
+
+
+def _read_between(path: Path, start: _Mark, end: _Mark) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start.at)
+            return file.read(end.at - start.at)
+    except OSError as error:
+        raise StorageCorrupt(f"{path.name}: the log segment cannot be read ({reason(error)})") from error
 
 
 def _segment_name(first_seq: int) -> str:
@@ -173,6 +234,8 @@ class Log:
     _segments: list[_Segment] = field(default_factory=list)
     _fd: int = -1
     _failed: str | None = None
+    _cuts: int = 0
+    """How often something was taken away: what a reader of another thread misses then is no damage."""
 
     @classmethod
     def open(cls, path: Path, *, segment_size: int = 16 << 20, start: int = 1) -> "Log":
@@ -198,6 +261,21 @@ class Log:
     def last_seq(self) -> int:
         """The last seq that was written, durable or not."""
         return self._segments[-1].last_seq if self._segments else 0
+
+    @property
+    def dense_from(self) -> int:
+        """The first seq from which on it holds everything: its first one, or the one behind its last known gap."""
+        gaps = (s.first_seq for s in reversed(self._segments) if s.follows < s.first_seq - 1)
+        return next(gaps, self.first_seq)
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which epoch wrote what it holds from `dense_from` on."""
+        lineage, start = EMPTY, self.dense_from
+        for segment in self._segments:
+            for run in segment.lineage.runs if segment.first_seq >= start else ():
+                lineage = lineage.followed_by(run.epoch, run.first)
+        return lineage
 
     @property
     def size(self) -> int:
@@ -248,18 +326,18 @@ class Log:
         segment = self._segments[-1]
         if records[0].first_seq != segment.last_seq + 1:
             raise ValueError(f"seq {records[0].first_seq} does not follow {segment.last_seq}")
-        before = (segment.last_seq, segment.size, segment.chain)
-        parts = []
+        parts, ends = [], [segment.end]
         for record in records:
-            data, segment.chain = _encode(record, segment, self.durable_seq)
-            segment.last_seq, segment.size = record.last_seq, segment.size + len(data)
+            data, chain = _encode(record, segment.seed, ends[-1].chain, self.durable_seq)
             parts.append(data)
+            ends.append(_Mark(record.last_seq, ends[-1].at + len(data), chain))
         try:
             self._write(b"".join(parts))
             failpoints.hit("log.written")
         except OSError as error:
-            segment.last_seq, segment.size, segment.chain = before
             self._undo(error)
+        for record, end in zip(records, ends[1:], strict=True):
+            segment.grow(record, end)
         if sync:
             self.sync()
 
@@ -328,22 +406,89 @@ class Log:
         failpoints.hit("log.roll")
         write_durably(path, header + google_crc32c.value(header).to_bytes(4, "little"))
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        self._segments.append(_Segment(path, first_seq, follows, seed, first_seq - 1, chain=_crc(seed)))
+        self._segments.append(_Segment.empty(path, first_seq, follows, seed))
 
-    def read(self, after: int) -> Iterator[Record]:
-        """Yield the good records that hold seqs beyond `after`, in order, up to the last written one of now."""
-        last = self.last_seq
+    def read(self, after: int, through: int | None = None) -> Iterator[Record]:
+        """Yield the records that hold seqs beyond `after` and begin at or before `through`, in order; without
+        `through`, up to the last one of now.
+
+        `StorageCorrupt`: one that was good when the log was opened can no longer be read.
+        """
+        last = self.last_seq if through is None else min(through, self.last_seq)
+        cuts = self._cuts
         for segment in list(self._segments):
-            if segment.last_seq <= after:
-                continue
-            for found in _good_records(segment.path.read_bytes(), segment):
-                if found.record.first_seq > last:
+            if segment.last_seq > after and segment.first_seq <= last:
+                try:
+                    yield from self._read(segment, after, last)
+                except StorageCorrupt:
+                    if cuts == self._cuts:
+                        raise
                     return
-                if found.record.last_seq > after:
-                    yield found.record
+
+    @staticmethod
+    def _read(segment: _Segment, after: int, last: int) -> Iterator[Record]:
+        for start, end in segment.blocks(after):
+            reached = start
+            for record, place in _good_records(_read_between(segment.path, start, end), segment.seed, start):
+                reached = place
+                if record.first_seq > last:
+                    return
+                if record.last_seq > after:
+                    yield record
+            if reached != end:
+                raise StorageCorrupt(f"{segment.path.name}: seq {reached.after + 1} can no longer be read")
+
+    def truncate(self, after: int) -> None:
+        """Cut everything behind seq `after`, durably; a crash meanwhile leaves a part of it, from its start.
+
+        `after` is the last seq of a record, or `dense_from` - 1. `OutcomeUnknown` seals the log.
+        """
+        self.check_writable()
+        if not self.dense_from - 1 <= after <= self.last_seq:
+            raise ValueError(f"cannot cut behind seq {after}: the log holds {self.dense_from} to {self.last_seq}")
+        if after == self.last_seq:
+            return
+        kept = next(s for s in reversed(self._segments) if s.first_seq <= after + 1)
+        end = self._end_of(kept, after)
+        self._cuts += 1
+        try:
+            self._unlink_behind(kept)
+            failpoints.hit("log.cut")
+            os.ftruncate(self._fd, end.at)
+            failpoints.hit("log.cut_written")
+            os.fsync(self._fd)
+        except OSError as error:
+            self._seal(f"its end could not be cut ({reason(error)})", error)
+        kept.shrink(end)
+        self.durable_seq = after
+
+    def _end_of(self, segment: _Segment, after: int) -> _Mark:
+        """Where the record ends whose last seq is `after`."""
+        start = next((start for start, _ in segment.blocks(after)), segment.end)
+        if start.after == after:
+            return start
+        data = _read_between(segment.path, start, segment.end)
+        ends = (end for _, end in _good_records(data, segment.seed, start))
+        if found := next((end for end in ends if end.after >= after), None):
+            if found.after == after:
+                return found
+            raise ValueError(f"cannot cut behind seq {after}: it is in the middle of a record")
+        raise StorageCorrupt(f"{segment.path.name}: seq {after} can no longer be read")
+
+    def _unlink_behind(self, kept: _Segment) -> None:
+        """Make `kept` the last segment: the newest goes first, and for good, so that no hole is ever left."""
+        if self._segments[-1] is kept:
+            return
+        os.close(self._fd)
+        self._fd = os.open(kept.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        while self._segments[-1] is not kept:
+            failpoints.hit("log.unlink")
+            self._segments.pop().path.unlink()
+            sync_directory(self.path)
 
     def trim(self, through: int) -> None:
         """Forget whole segments that end at or before seq `through`; the newest one always stays."""
+        self._cuts += 1
         while len(self._segments) > 1 and self._segments[0].last_seq <= through:
             failpoints.hit("log.trim")
             self._segments.pop(0).path.unlink()
