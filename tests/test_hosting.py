@@ -1,88 +1,165 @@
-"""A node opens what is its own, serves only in an epoch that it took, and deletes only what was dropped."""
+"""A node opens its own as who it is, deletes only what others have or what was dropped, and never begins anew alone."""
+
+from dataclasses import replace
 
 import msgspec
 from hypothesis import given
 
-from support.states import collection, host, lead, load, node, shard, states
+from support.states import Host, collection, lead, load, node, shard, states
 from veccluster.decisions import hosting
-from veccluster.decisions.hosting import Local
+from veccluster.decisions.hosting import Disk, Kept, Local
 from veccluster.model.cluster import ClusterState, Drop
-from veccluster.model.state import Epoch, Incarnation, Member, NodeId, ShardId
+from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Shard, ShardId
 
-ME = node(0)
+ME, OTHER, THIRD = node(0), node(1), node(2)
 WORDS = collection("words", 2)
+SHARD = ShardId(WORDS.uuid, 0)
+HERE, THERE = ME.member(SHARD), OTHER.member(SHARD)
+LATER = Incarnation("later")
+FRESH = Disk(ME.id, HERE.incarnation)
+BEGUN = replace(FRESH, replicas={SHARD: Kept(HERE.incarnation, present=True)})
+RENEWED = replace(FRESH, replicas={SHARD: Kept(LATER, present=False)})
+AGAIN = Member(ME.id, LATER)
+
+ALONE = shard(0, ME, epoch=Epoch(5))
+SHARED = shard(0, ME, epoch=Epoch(5), in_sync=(HERE, THERE))
+"""This node is primary, and another one is in sync."""
 
 
-def _state(*shards: object) -> ClusterState:
+def _state(*shards: Shard, factor: int = 1) -> ClusterState:
+    words = msgspec.structs.replace(WORDS, replication_factor=factor)
     return ClusterState(
-        nodes={ME.id: ME},
+        nodes={n.id: n for n in (ME, OTHER, THIRD)},
         alive={ME.id: load(ME.id)},
-        collections={"words": WORDS},
+        collections={"words": words},
         shards={s.id: s for s in shards},
     )
 
 
+def _decided(disk: Disk, record: Shard, local: Local | None = None, factor: int = 1) -> list[hosting.Action]:
+    return list(hosting.decide(disk, _state(record, factor=factor), {} if local is None else {record.id: local}))
+
+
+def _open(record: Shard, member: Member = HERE) -> hosting.Open:
+    return hosting.Open(record, WORDS, member)
+
+
 @given(states())
-def test_rounds_end_with_every_own_shard_served_and_nothing_left_to_do(state: ClusterState) -> None:
-    me = state.nodes[NodeId("n0")]
-    local: dict[ShardId, Local] = {}
+def test_rounds_end_with_every_own_shard_open_and_nothing_left_to_do(state: ClusterState) -> None:
+    host = Host.of(state.nodes[NodeId("n0")])
     for _ in range(4):
-        state, local = host(state, me, local)
-    assert list(hosting.decide(me.id, me.incarnation, state, local)) == []
+        state = host.round(state)
+    assert list(hosting.decide(host.disk, state, host.local())) == []
     uuids = {c.uuid for c in state.collections.values()}
-    mine = {i for i, s in state.shards.items() if s.primary.node == me.id and i.collection in uuids}
-    assert {i for i, one in local.items() if one.serving is not None} == mine
+    mine = {i for i, s in state.shards.items() if s.member_on(host.disk.node) and i.collection in uuids}
+    assert host.opened == mine
 
 
 @given(states())
 def test_leader_and_nodes_together_leave_nothing_of_a_dropped_collection(state: ClusterState) -> None:
-    disks: dict[NodeId, dict[ShardId, Local]] = {n: {} for n in state.nodes}
+    hosts = [Host.of(n) for n in state.nodes.values()]
     for _ in range(6):
-        for me in state.nodes.values():
-            state, disks[me.id] = host(state, me, disks[me.id])
+        for host in hosts:
+            state = host.round(state)
         state = lead(state)
     assert state.drops == {}
-    assert {i.collection for i in state.shards} <= {c.uuid for c in state.collections.values()}
-    assert all(i.collection in {c.uuid for c in state.collections.values()} for d in disks.values() for i in d)
-
-
-def test_a_restarted_primary_takes_a_new_epoch_before_it_serves() -> None:
-    served = shard(0, ME, epoch=Epoch(5))
-    actions = list(hosting.decide(ME.id, ME.incarnation, _state(served), {served.id: Local(is_open=True)}))
-    assert actions == [hosting.TakeEpoch(served)]
+    uuids = {c.uuid for c in state.collections.values()}
+    assert {i.collection for i in state.shards} <= uuids
+    assert all(i.collection in uuids for host in hosts for i in host.data)
 
 
 def test_a_wiped_disk_opens_nothing() -> None:
-    served = shard(0, ME, epoch=Epoch(5))
-    assert list(hosting.decide(ME.id, "another-disk", _state(served), {})) == []
+    assert _decided(Disk(ME.id, LATER), ALONE) == []
 
 
-def test_a_shard_whose_directory_is_gone_is_reported_and_never_made_anew() -> None:
-    served = shard(0, ME, epoch=Epoch(5))
-    assert list(hosting.decide(ME.id, ME.incarnation, _state(served), {})) == []
-    assert hosting.lost(ME.id, ME.incarnation, _state(served), {}) == [served.id]
+def test_members_of_every_kind_are_opened_as_who_the_record_says() -> None:
+    for record in (
+        shard(0, OTHER, in_sync=(THERE, AGAIN)),
+        shard(0, OTHER, learners=(AGAIN,)),
+        shard(0, OTHER, primary=AGAIN, in_sync=(THERE, AGAIN)),
+    ):
+        assert _decided(RENEWED, record) == [_open(record, AGAIN)]
 
 
-def test_a_primary_stops_serving_when_another_epoch_is_on_record() -> None:
-    moved = shard(0, ME, epoch=Epoch(6), primary=Member(NodeId("n1"), Incarnation("disk-1")))
-    serving = {moved.id: Local(is_open=True, serving=Epoch(5))}
-    assert hosting.StopServing(moved.id) in list(hosting.decide(ME.id, ME.incarnation, _state(moved), serving))
+def test_the_only_copy_that_is_gone_is_reported_and_never_made_anew() -> None:
+    for disk in (BEGUN, FRESH):  # node.json may be from before it said which replicas there are
+        assert _decided(disk, ALONE) == []
+        assert hosting.lost(disk, _state(ALONE), {}) == [SHARD]
 
 
-def test_late_news_of_its_own_promotion_does_not_stop_a_primary() -> None:
-    old = shard(0, ME, epoch=Epoch(5))
-    serving = {old.id: Local(is_open=True, serving=Epoch(6))}
-    assert list(hosting.decide(ME.id, ME.incarnation, _state(old), serving)) == []
+def test_a_shard_that_was_never_served_is_made_again_when_its_directory_is_not_there() -> None:
+    new = shard(0, ME, epoch=Epoch(0))
+    assert _decided(BEGUN, new) == [_open(new)]
+    assert hosting.lost(BEGUN, _state(new), {}) == []
+
+
+def test_a_member_that_never_began_is_opened_whatever_the_epoch_is_by_now() -> None:
+    assert _decided(FRESH, SHARED) == [_open(SHARED)]
+
+
+def test_a_copy_that_is_gone_or_damaged_gets_another_incarnation_if_another_is_in_sync() -> None:
+    assert _decided(BEGUN, SHARED) == [hosting.Renew(SHARD)]
+    for is_open in (True, False):
+        assert _decided(BEGUN, SHARED, Local(is_open=is_open, damaged="flipped bits")) == [hosting.Renew(SHARD)]
+
+
+def test_a_learner_that_is_gone_gets_another_incarnation_since_the_primary_remembers_what_it_had() -> None:
+    assert _decided(BEGUN, shard(0, OTHER, epoch=Epoch(5), learners=(HERE,))) == [hosting.Renew(SHARD)]
+
+
+def test_the_only_copy_is_opened_although_it_is_damaged() -> None:
+    damaged = Local(damaged="flipped bits")
+    assert _decided(BEGUN, ALONE, damaged) == [_open(ALONE)]
+    assert _decided(BEGUN, ALONE, replace(damaged, is_open=True)) == []
+
+
+def test_another_disk_of_the_same_node_is_no_reason_to_renew() -> None:
+    record = shard(0, ME, epoch=Epoch(5), in_sync=(HERE, AGAIN))
+    assert _decided(BEGUN, record, Local(damaged="flipped bits")) == [_open(record)]
+
+
+def test_what_an_earlier_incarnation_left_stays_until_the_record_names_the_new_one_beside_another_that_is_in_sync() -> (
+    None
+):
+    assert _decided(RENEWED, SHARED, Local()) == []
+    assert _decided(RENEWED, shard(0, ME, epoch=Epoch(5), primary=AGAIN, in_sync=(AGAIN,)), Local()) == []
+    learning = shard(0, OTHER, epoch=Epoch(6), in_sync=(HERE, THERE), learners=(AGAIN,))
+    assert _decided(RENEWED, learning, Local()) == [hosting.Clear(SHARD)]
+    assert _decided(RENEWED, learning) == [_open(learning, AGAIN)]
+
+
+def test_data_is_given_up_when_enough_others_are_in_sync_and_not_before() -> None:
+    moved = shard(0, OTHER, epoch=Epoch(6), in_sync=(THERE, THIRD.member(SHARD)))
+    assert _decided(BEGUN, moved, Local(is_open=True), factor=2) == [hosting.GiveUp(SHARD)]
+    assert _decided(BEGUN, moved, Local(is_open=True), factor=3) == []
+    assert hosting.spares(BEGUN, _state(moved, factor=3), {SHARD: Local()}) == [SHARD]
+
+
+def test_data_is_kept_while_the_record_names_any_disk_of_this_node() -> None:
+    for record in (shard(0, OTHER, learners=(HERE,)), shard(0, OTHER, in_sync=(THERE, HERE))):
+        assert hosting.GiveUp(SHARD) not in _decided(RENEWED, record, Local())
+
+
+def test_open_replicas_are_shown_what_the_record_says() -> None:
+    state = _state(SHARED, factor=2)
+    ((seen, configuration),) = hosting.shown(BEGUN, state, {SHARD: Local(is_open=True)})
+    assert (seen, configuration.epoch, configuration.primary, configuration.replicas) == (SHARD, 5, HERE, 2)
+    assert list(hosting.shown(BEGUN, state, {SHARD: Local()})) == []
+
+
+def test_a_damaged_replica_is_shown_something_only_if_nobody_else_is_in_sync() -> None:
+    damaged = {SHARD: Local(is_open=True, damaged="flipped bits")}
+    assert list(hosting.shown(BEGUN, _state(SHARED), damaged)) == []
+    assert [i for i, _ in hosting.shown(BEGUN, _state(ALONE), damaged)] == [SHARD]
 
 
 def test_data_that_nobody_dropped_is_kept_and_reported_even_when_no_record_speaks_of_it() -> None:
     orphan = {ShardId("forgotten", 0): Local()}
-    assert list(hosting.decide(ME.id, ME.incarnation, _state(), orphan)) == []
-    assert hosting.orphans(ME.id, _state(), orphan) == [ShardId("forgotten", 0)]
+    assert list(hosting.decide(FRESH, _state(), orphan)) == []
+    assert hosting.orphans(FRESH, _state(), orphan) == [ShardId("forgotten", 0)]
 
 
 def test_dropped_data_is_deleted_before_it_is_reported() -> None:
     gone = msgspec.structs.replace(_state(), collections={}, drops={WORDS.uuid: Drop(uuid=WORDS.uuid, name="words")})
-    here = {ShardId(WORDS.uuid, 0): Local(is_open=True, serving=Epoch(2))}
-    assert list(hosting.decide(ME.id, ME.incarnation, gone, here)) == [hosting.Delete(ShardId(WORDS.uuid, 0))]
-    assert list(hosting.decide(ME.id, ME.incarnation, gone, {})) == [hosting.ReportDropped(WORDS.uuid)]
+    assert list(hosting.decide(BEGUN, gone, {SHARD: Local(is_open=True)})) == [hosting.Delete(SHARD)]
+    assert list(hosting.decide(BEGUN, gone, {})) == [hosting.ReportDropped(WORDS.uuid)]

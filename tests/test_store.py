@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import pytest
@@ -12,13 +12,18 @@ import pytest
 from support.etcd import EtcdCluster
 from support.states import collection, node, shard
 from veccluster.decisions import assignment
+from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.events import Outcome
+from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Load, NodeId, ShardId
+from veccluster.model.state import Epoch, Load, NodeId, Revision, Shard, ShardId
 from veccluster_node.leader import campaign_and_lead
-from veccluster_node.metadata.etcd import Election, EtcdClient
+from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
+
+SHARD = ShardId("uuid-words", 0)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +87,82 @@ async def test_a_dropped_collection_leaves_an_intent_and_its_name_free(stores: S
     assert await store.create_collection(msgspec.structs.replace(words, uuid="new"))
 
 
-async def test_an_epoch_is_taken_once(stores: Stores) -> None:
-    store, client = await stores.open()
-    lease = await store.grant(5)
-    term = await Election(client, stores.keys.leader, lease, b"n0").campaign()
-    words = collection("words", 1)
-    await store.create_collection(words)
-    await store.apply(assignment.CreateShards(words, (shard(0, node(0)),)), fenced_by=term)
-    assert await store.wait_until(lambda s: bool(s.shards), timeout=5)
-    record = store.state.shards[ShardId(words.uuid, 0)]
-    taken = await asyncio.gather(store.take_epoch(record), store.take_epoch(record))
-    assert sorted(taken, key=str) == [2, None]
+@dataclass
+class Led:
+    """A store whose node leads, and a shard that was written down."""
+
+    store: Store
+    lease: Lease
+    term: Term
+    record: Shard
+    now: Configuration
+
+    @classmethod
+    async def of(cls, stores: Stores, factor: int = 2) -> "Led":
+        store, client = await stores.open()
+        lease = await store.grant(5)
+        term = await Election(client, stores.keys.leader, lease, b"n0").campaign()
+        words = msgspec.structs.replace(collection("words", 1), replication_factor=factor)
+        await store.create_collection(words)
+        made = shard(0, node(0), in_sync=(node(0).member(SHARD), node(1).member(SHARD)), start=5, end=7)
+        await store.apply(assignment.CreateShards(words, (made,)), fenced_by=term)
+        assert await store.wait_until(lambda s: bool(s.shards), timeout=5)
+        record = store.state.shards[SHARD]
+        return cls(store, lease, term, record, Configuration.of(record, factor))
+
+    def promoted(self) -> Configuration:
+        return replace(self.now, epoch=Epoch(self.now.epoch + 1), primary=node(1).member(SHARD))
+
+
+async def test_of_two_swaps_of_a_shard_one_wins_and_the_other_learns_what_is_there(stores: Stores) -> None:
+    led = await Led.of(stores)
+    mine = replace(led.now, epoch=Epoch(led.now.epoch + 1))
+    revision = led.record.revision
+    answers = await asyncio.gather(
+        *(led.store.swap_shard(SHARD, target, revision) for target in (mine, led.promoted()))
+    )
+    assert sorted(outcome for outcome, _ in answers) == [Outcome.refused, Outcome.swapped]
+    (won,) = (now for outcome, now in answers if outcome is Outcome.swapped)
+    (lost,) = (now for outcome, now in answers if outcome is Outcome.refused)
+    read = await led.store.read_shard(SHARD)
+    assert won == lost == read
+    assert won and lost and read and won.revision == lost.revision == read.revision > revision
+
+
+async def test_a_swap_changes_the_configuration_and_nothing_else_of_the_record(stores: Stores) -> None:
+    led = await Led.of(stores)
+    await led.store.swap_shard(SHARD, led.promoted(), led.record.revision)
+    assert await led.store.wait_until(lambda s: s.shards[SHARD].epoch == led.now.epoch + 1, timeout=5)
+    after = led.store.state.shards[SHARD]
+    assert (after.start, after.end, after.primary) == (5, 7, node(1).member(SHARD))
+    assert Configuration.of(after, 2) == led.promoted()
+
+
+async def test_a_shard_that_is_gone_is_not_swapped(stores: Stores) -> None:
+    led = await Led.of(stores)
+    await led.store.apply(assignment.ForgetShards(SHARD.collection, (SHARD,)), fenced_by=led.term)
+    assert await led.store.swap_shard(SHARD, led.promoted(), led.record.revision) == (Outcome.refused, None)
+    assert await led.store.read_shard(SHARD) is None
+
+
+async def test_a_swap_that_etcd_does_not_answer_has_no_known_outcome(stores: Stores) -> None:
+    led = await Led.of(stores)
+    with stores.etcd.hanging(0):
+        answer = await led.store.swap_shard(SHARD, led.promoted(), led.record.revision)
+    assert answer == (Outcome.unknown, None)
+
+
+async def test_a_change_of_the_leader_compares_the_shard_and_the_term(stores: Stores) -> None:
+    led = await Led.of(stores)
+    change = failover.Promote(SHARD, led.promoted(), led.record.revision)
+    assert not await led.store.apply_failover(replace(change, revision=Revision(1)), fenced_by=led.term)
+    assert await led.store.apply_failover(change, fenced_by=led.term)
+    assert not await led.store.apply_failover(change, fenced_by=led.term)
+    now = await led.store.read_shard(SHARD)
+    assert now == led.promoted()
+    await led.lease.revoke()
+    late = failover.Promote(SHARD, led.now, now.revision)
+    assert not await led.store.apply_failover(late, fenced_by=led.term)
 
 
 async def test_shards_are_not_created_for_a_collection_that_is_gone_or_another(stores: Stores) -> None:

@@ -1,6 +1,7 @@
 """Hypothesis strategies for whole cluster states, and the effect that decisions have on them."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import msgspec
 from hypothesis import strategies as st
@@ -68,26 +69,60 @@ def lead(state: ClusterState) -> ClusterState:
     return msgspec.structs.replace(state, shards=shards, drops=drops)
 
 
-def host(
-    state: ClusterState, me: Node, local: dict[ShardId, hosting.Local]
-) -> tuple[ClusterState, dict[ShardId, hosting.Local]]:
-    """The state and the node's own shards after one round of what the node decides has been done."""
-    shards, reports, local = dict(state.shards), set(state.dropped_by), dict(local)
-    for action in hosting.decide(me.id, me.incarnation, state, local):
-        match action:
-            case hosting.Open(shard):
-                local[shard.id] = hosting.Local(is_open=True)
-            case hosting.TakeEpoch(shard):
-                taken = msgspec.structs.replace(shard, epoch=Epoch(shard.epoch + 1))
-                shards[shard.id] = taken
-                local[shard.id] = hosting.Local(is_open=True, serving=taken.epoch)
-            case hosting.StopServing(shard_id):
-                local[shard_id] = hosting.Local(is_open=True)
-            case hosting.Delete(shard_id):
-                del local[shard_id]
-            case hosting.ReportDropped(uuid):
-                reports.add(DroppedBy(uuid, me.id))
-    return msgspec.structs.replace(state, shards=shards, dropped_by=frozenset(reports)), local
+@dataclass
+class Host:
+    """A node's disk and what is open on it; `data` says which incarnation each directory is of."""
+
+    disk: hosting.Disk
+    data: dict[ShardId, Member] = field(default_factory=dict)
+    opened: set[ShardId] = field(default_factory=set)
+    damaged: dict[ShardId, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, me: Node) -> "Host":
+        return cls(hosting.Disk(me.id, Incarnation(me.incarnation)))
+
+    def local(self) -> dict[ShardId, hosting.Local]:
+        return {i: hosting.Local(i in self.opened, self.damaged.get(i)) for i in self.data}
+
+    def registered(self, state: ClusterState) -> ClusterState:
+        """The state after the node has registered with the incarnations that it has."""
+        kept = {str(i): k.incarnation for i, k in self.disk.replicas.items() if k.incarnation != self.disk.incarnation}
+        me = msgspec.structs.replace(state.nodes[self.disk.node], incarnations=kept)
+        return msgspec.structs.replace(state, nodes={**state.nodes, me.id: me})
+
+    def round(self, state: ClusterState) -> ClusterState:
+        """Do what the node decides, and register; the state after that."""
+        reports = set(state.dropped_by)
+        for action in hosting.decide(self.disk, state, self.local()):
+            match action:
+                case hosting.Open(record, _, member):
+                    self._keep(record.id, member.incarnation, present=True)
+                    assert self.data.setdefault(record.id, member) == member, "opened as somebody else"
+                    self.opened.add(record.id)
+                case hosting.Renew(shard_id):
+                    self._renew(shard_id)
+                case hosting.GiveUp(shard_id):
+                    self._renew(shard_id)
+                    self._delete(shard_id)
+                case hosting.Delete(shard_id) | hosting.Clear(shard_id):
+                    self._delete(shard_id)
+                case hosting.ReportDropped(uuid):
+                    reports.add(DroppedBy(uuid, self.disk.node))
+        return self.registered(msgspec.structs.replace(state, dropped_by=frozenset(reports)))
+
+    def _renew(self, shard_id: ShardId) -> None:
+        self.opened.discard(shard_id)
+        self.damaged.pop(shard_id, None)
+        self._keep(shard_id, f"{self.disk.member(shard_id).incarnation}+", present=False)
+
+    def _delete(self, shard_id: ShardId) -> None:
+        self.opened.discard(shard_id)
+        del self.data[shard_id]
+
+    def _keep(self, shard_id: ShardId, incarnation: str, *, present: bool) -> None:
+        kept = {**self.disk.replicas, shard_id: hosting.Kept(Incarnation(incarnation), present)}
+        self.disk = replace(self.disk, replicas=kept)
 
 
 def shard(number: int, home: Node, **changes: object) -> Shard:

@@ -11,7 +11,7 @@ import msgspec
 
 from veccluster.decisions import hashing, placement
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
-from veccluster.model.state import Collection, Epoch, Incarnation, Member, Node, NodeId, NodeState, Shard, ShardId
+from veccluster.model.state import Collection, Epoch, Node, NodeId, NodeState, Shard, ShardId
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _never_opened(state: ClusterState) -> Iterator[Reassign]:
         }
         placed = placement.extend({shard_id} | kept.keys(), able.values(), 1, kept)
         before, node = state.shards[shard_id], able[placed[shard_id][0]]
-        home = Member(node.id, Incarnation(node.incarnation))
+        home = node.member(shard_id)
         after = msgspec.structs.replace(before, primary=home, in_sync=(home,))
         yield Reassign(before, after)
 
@@ -95,7 +95,7 @@ def _shard_ids(collection: Collection) -> list[ShardId]:
 
 
 def _shard(collection: Collection, shard: ShardId, nodes: tuple[NodeId, ...], able: dict[NodeId, Node]) -> Shard:
-    members = tuple(Member(n, Incarnation(able[n].incarnation)) for n in nodes)
+    members = tuple(able[n].member(shard) for n in nodes)
     start, end = hashing.ranges(collection.shards)[shard.number]
     return Shard(
         id=shard,

@@ -1,43 +1,84 @@
-"""Decide what a node does about its own shards: open, take an epoch, stop serving, delete.
+"""Decide what a node does about its own shards: open them, begin them anew, give them up, delete them.
 
-Pure: the node reads the cluster's state and what it has open, calls `decide`, and carries the actions out; each can
-fail or be interrupted, and the next round sees what is left. Rules 5 to 7 and 9 of docs/replication.md.
+Pure: the node reads the cluster's state, what its disk holds and what it has open, calls `decide`, and carries the
+actions out; each can fail or be interrupted, and the next round sees what is left. Who serves which epoch is not
+decided here: an open replica finds out itself from what it is shown (`shown`). Rules 9, 11 and 12 of
+docs/replication.md.
+
+Invariant: data is deleted only if its collection was dropped, or if the record names enough others that are in sync
+and none of this node's disks that hold it; a replica is made empty only as a member that never held anything.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from veccluster.decisions.replication.values import Configuration
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
-from veccluster.model.state import Collection, Epoch, NodeId, Shard, ShardId
+from veccluster.model.state import Collection, Incarnation, Member, NodeId, Shard, ShardId
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A shard's data on this node: open or only on disk, and the epoch in which this process serves it."""
+    """A shard's data on this node: open or only on disk, and why this copy cannot be relied on, if it cannot."""
 
     is_open: bool = False
-    serving: Epoch | None = None
+    damaged: str | None = None
+    """It may lack what was acknowledged, or contradicts the primary's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the disk says about one replica: its incarnation, and whether that was ever begun here."""
+
+    incarnation: Incarnation
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Who this node is, and which replicas it has begun: node.json (identity.py)."""
+
+    node: NodeId
+    incarnation: Incarnation
+    replicas: Mapping[ShardId, Kept] = field(default_factory=dict)
+
+    def member(self, shard: ShardId) -> Member:
+        """This node as a member of the shard: with the incarnation that its replica has, or would be begun with."""
+        kept = self.replicas.get(shard)
+        return Member(self.node, kept.incarnation if kept else self.incarnation)
+
+    def has_begun(self, shard: ShardId) -> bool:
+        """Whether there was, or is, a replica of the present incarnation here."""
+        kept = self.replicas.get(shard)
+        return kept is not None and kept.present
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open the replica; `create` it if this shard was never served, so that there can be no data yet."""
+    """Open the replica of `member`, made empty if it was never begun."""
 
-    shard: Shard
+    record: Shard
     collection: Collection
-    create: bool
+    member: Member
 
 
 @dataclass(frozen=True, slots=True)
-class TakeEpoch:
-    """Become primary of the epoch after the recorded one by compare-and-swap, then serve (7)."""
+class Renew:
+    """Take another incarnation for a replica that is gone, damaged, or in contradiction to the primary's (9)."""
 
-    shard: Shard
+    shard: ShardId
 
 
 @dataclass(frozen=True, slots=True)
-class StopServing:
-    """Another epoch or primary is on record: refuse reads and writes from now on (5)."""
+class Clear:
+    """Delete what an earlier incarnation left, to begin the one that the record names."""
+
+    shard: ShardId
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Others have the shard: take another incarnation, and delete the data (12)."""
 
     shard: ShardId
 
@@ -56,65 +97,109 @@ class ReportDropped:
     uuid: str
 
 
-Action = Open | TakeEpoch | StopServing | Delete | ReportDropped
+Action = Open | Renew | Clear | GiveUp | Delete | ReportDropped
+Locals = Mapping[ShardId, Local]
 
 
-def decide(me: NodeId, incarnation: str, state: ClusterState, local: Mapping[ShardId, Local]) -> Iterator[Action]:
+def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
     """Yield what the state asks of this node, in the order in which it must be done."""
-    yield from _give_up(me, state, local)
-    yield from _take_on(me, incarnation, state, local)
+    by_uuid = {c.uuid: c for c in state.collections.values()}
+    for shard in sorted(local):
+        record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
+        if shard.collection in state.drops:
+            yield Delete(shard)
+        elif record and collection and is_unneeded(disk.node, record, collection):
+            yield GiveUp(shard)
+    for record in assigned(disk, state):
+        if collection := by_uuid.get(record.id.collection):
+            yield from _take_on(disk, record, collection, local)
     for uuid in sorted(state.drops):
-        if all(i.collection != uuid for i in local) and DroppedBy(uuid, me) not in state.dropped_by:
+        if all(i.collection != uuid for i in local) and DroppedBy(uuid, disk.node) not in state.dropped_by:
             yield ReportDropped(uuid)
 
 
-def _give_up(me: NodeId, state: ClusterState, local: Mapping[ShardId, Local]) -> Iterator[Delete | StopServing]:
-    for shard, mine in sorted(local.items()):
-        if shard.collection in state.drops:
-            yield Delete(shard)
-        elif mine.serving is not None and not _is_mine(state.shards.get(shard), me, mine.serving):
-            yield StopServing(shard)
+def _take_on(disk: Disk, record: Shard, collection: Collection, local: Locals) -> Iterator[Action]:
+    """The next step for a shard whose record names this node's member."""
+    shard = record.id
+    member, mine, begun = disk.member(shard), local.get(shard), disk.has_begun(shard)
+    if _is_gone(disk, record, local) or (mine and begun and mine.damaged):
+        if may_renew(record, member):
+            yield Renew(shard)
+            return
+        if mine is None:
+            return  # the only copy: an empty one must never take its place
+    if mine and not begun:
+        if is_held_by_others(record, member) or record.epoch == FIRST_EPOCH:
+            yield Clear(shard)
+    elif mine is None or not mine.is_open:
+        yield Open(record, collection, member)
 
 
-def _take_on(
-    me: NodeId, incarnation: str, state: ClusterState, local: Mapping[ShardId, Local]
-) -> Iterator[Open | TakeEpoch]:
+def shown(disk: Disk, state: ClusterState, local: Locals) -> Iterator[tuple[ShardId, Configuration]]:
+    """Yield what each open replica is to know of its shard.
+
+    One that is about to be renewed is told nothing more, so that it takes no part in anything.
+    """
     by_uuid = {c.uuid: c for c in state.collections.values()}
-    for shard in assigned(me, incarnation, state):
-        mine = local.get(shard.id, Local())
-        collection = by_uuid.get(shard.id.collection)
-        if collection is None or _is_lost(shard, local):
+    for shard, mine in sorted(local.items()):
+        record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
+        if not mine.is_open or record is None or collection is None:
             continue
-        if not mine.is_open:
-            yield Open(shard, collection, create=shard.id not in local)
-        elif mine.serving is None:
-            yield TakeEpoch(shard)
+        if not (mine.damaged and is_held_by_others(record, disk.member(shard))):
+            yield shard, Configuration.of(record, collection.replication_factor)
 
 
-def assigned(me: NodeId, incarnation: str, state: ClusterState) -> list[Shard]:
-    """The shards whose primary is on record as this node with this disk, by id."""
-    mine = (s for s in state.shards.values() if s.primary == (me, incarnation))
-    return sorted(mine, key=lambda s: s.id)
+def assigned(disk: Disk, state: ClusterState) -> list[Shard]:
+    """The shards whose record names this node with the disk that it has, by id."""
+    return sorted((s for i, s in state.shards.items() if disk.member(i) in s.members), key=lambda s: s.id)
 
 
-def _is_mine(shard: Shard | None, me: NodeId, serving: Epoch) -> bool:
-    """Whether the record still names this node in the epoch it serves; an older record is only late news."""
-    return shard is not None and (shard.epoch < serving or (shard.primary.node == me and shard.epoch == serving))
+def is_held_by_others(record: Shard, member: Member) -> bool:
+    """Whether a replica of another node has everything that was acknowledged."""
+    return any(m.node != member.node for m in record.in_sync)
 
 
-def _is_lost(shard: Shard, local: Mapping[ShardId, Local]) -> bool:
-    return shard.epoch > FIRST_EPOCH and shard.id not in local
+def may_renew(record: Shard, member: Member) -> bool:
+    """Whether nothing is lost if `member` is empty from now on."""
+    return record.epoch == FIRST_EPOCH or is_held_by_others(record, member)
 
 
-def lost(me: NodeId, incarnation: str, state: ClusterState, local: Mapping[ShardId, Local]) -> list[ShardId]:
-    """Shards that this disk served once and whose directory is gone; an empty one must never take their place."""
-    return [s.id for s in assigned(me, incarnation, state) if _is_lost(s, local)]
+def is_unneeded(me: NodeId, record: Shard, collection: Collection) -> bool:
+    """Whether this node's data is one copy more than the shard should have, and the record speaks of it no more."""
+    return all(m.node != me for m in record.members) and len(record.in_sync) >= collection.replication_factor
 
 
-def orphans(me: NodeId, state: ClusterState, local: Mapping[ShardId, Local]) -> list[ShardId]:
+def _is_gone(disk: Disk, record: Shard, local: Locals) -> bool:
+    """Whether the replica was begun and its directory is not there any more.
+
+    One that was never begun is the only one that is in sync only if it is from before that was noted: it served.
+    """
+    if record.id in local or record.epoch == FIRST_EPOCH:
+        return False
+    member = disk.member(record.id)
+    return disk.has_begun(record.id) or (member in record.in_sync and not is_held_by_others(record, member))
+
+
+def lost(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
+    """Shards of which this disk had the only copy, and whose directory is gone."""
+    return [
+        s.id for s in assigned(disk, state) if _is_gone(disk, s, local) and not is_held_by_others(s, disk.member(s.id))
+    ]
+
+
+def orphans(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
     """Data on this node that no record speaks of and nobody dropped: kept, and reported for a person to judge."""
+    return sorted(i for i in local if i.collection not in state.drops and i not in state.shards)
+
+
+def spares(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
+    """Data of shards whose records do not name this node, kept because they have too few copies that are in sync."""
+    by_uuid = {c.uuid: c for c in state.collections.values()}
     return sorted(
         i
         for i in local
-        if i.collection not in state.drops and (i not in state.shards or state.shards[i].primary.node != me)
+        if (record := state.shards.get(i))
+        and (collection := by_uuid.get(i.collection))
+        and all(m.node != disk.node for m in record.members)
+        and not is_unneeded(disk.node, record, collection)
     )

@@ -41,6 +41,10 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         ids = (ShardId(collection.uuid, n) for n in range(collection.shards))
         return [self.shards[i] for i in ids if i in self.shards]
 
+    def collection_of(self, shard: ShardId) -> Collection | None:
+        """The collection that the shard belongs to; None when it was dropped."""
+        return next((c for c in self.collections.values() if c.uuid == shard.collection), None)
+
     def is_complete(self, collection: Collection) -> bool:
         """Whether every shard of the collection has been given to a node that has opened it once."""
         shards = self.shards_of(collection)

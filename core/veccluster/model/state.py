@@ -80,6 +80,12 @@ class ShardId(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         return f"{self.collection}.{self.number}"
 
+    @classmethod
+    def parse(cls, text: str) -> "ShardId | None":
+        """From `UUID.N`; None if the text is something else."""
+        uuid, _, number = text.partition(".")
+        return cls(uuid, int(number)) if number.isdecimal() else None
+
 
 class IndexParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parameters of the HNSW graph: `m` edges a vertex, `ef_*` candidates kept while building and searching."""
@@ -123,6 +129,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """By shard (`UUID.N`): of those of its replicas that were lost, damaged or given up since and began anew."""
     version: str = ""
     state: NodeState = NodeState.active
+
+    def member(self, shard: ShardId) -> Member:
+        """The node as a member of the shard: with the contents of its disk as far as the shard is concerned."""
+        return Member(self.id, Incarnation(self.incarnations.get(str(shard), self.incarnation)))
 
 
 class ReadOnly(msgspec.Struct, frozen=True, kw_only=True):

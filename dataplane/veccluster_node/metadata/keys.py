@@ -115,7 +115,7 @@ class _Book:
                 self.collections[name] = decode_collection(value)
             case ["shards", uuid, number]:
                 shard = ShardId(uuid, int(number))
-                self.shards[shard] = _shard(shard, value, mod_revision)
+                self.shards[shard] = decode_shard(shard, value, mod_revision)
             case ["intents", "drop", uuid]:
                 self.drops[uuid] = decode_drop(value)
             case ["intents", "drop", uuid, "done", node]:
@@ -128,7 +128,8 @@ decode_collection = msgspec.json.Decoder(Collection).decode
 decode_drop = msgspec.json.Decoder(Drop).decode
 
 
-def _shard(shard: ShardId, value: bytes, mod_revision: int) -> Shard:
+def decode_shard(shard: ShardId, value: bytes, mod_revision: int) -> Shard:
+    """A shard's record, with its id and revision, which are not in the value."""
     fields = msgspec.json.decode(value)
     if isinstance(fields["primary"], str):  # as it was written while a shard had one replica
         only = (fields["primary"], fields.pop("primary_incarnation"))

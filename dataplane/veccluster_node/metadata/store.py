@@ -7,21 +7,26 @@ of the caller sees what is there now.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar, assert_never
 
-import msgspec
 import structlog
 
 from veccluster.decisions import assignment
-from veccluster.errors import LeaseLost, MetadataRefused, OutcomeUnknown
+from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.events import Outcome
+from veccluster.decisions.replication.values import Configuration
+from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState, Drop
-from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, Shard
+from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
 from veccluster_node.metadata import keys as encoding
 from veccluster_node.metadata.etcd import EtcdClient, Lease, Term
 from veccluster_node.metadata.etcd.values import (
     Compare,
     CreateRevision,
     Delete,
+    Found,
+    Get,
     KeyValue,
     ModRevision,
     Put,
@@ -173,20 +178,38 @@ class Store:
                 raise
             raise LeaseLost(f"etcd has ended the lease {lease.id:x}") from error
 
-    async def take_epoch(self, shard: Shard) -> Epoch | None:
-        """Become primary of the epoch after `shard`'s, if nobody changed it meanwhile; None if somebody did.
+    async def read_shard(self, shard: ShardId) -> Configuration | None:
+        """The shard's configuration as etcd has it now; None if there is no such shard, or no longer."""
+        found = await self._client.get(self.keys.shard(shard))
+        return self._configuration(shard, found) if found else None
 
-        An outcome that is not known counts as a lost race: the record is read again and another epoch is taken.
+    async def swap_shard(
+        self, shard: ShardId, target: Configuration, expected: Revision
+    ) -> tuple[Outcome, Configuration | None]:
+        """Change the shard to `target` if it is still at `expected`: how that ended, and what is there now, if known.
+
+        Never asked again here: what has no answer may have happened or happen yet, and the replica that asked goes on
+        with both (3).
         """
-        taken = msgspec.structs.replace(shard, epoch=Epoch(shard.epoch + 1))
-        key = self.keys.shard(shard.id)
+        record, key = self._state.shards.get(shard), self.keys.shard(shard)
+        if record is None:
+            return Outcome.refused, None
+        put = Put(key, encoding.encode_shard(target.put_into(record)))
         try:
-            result = await self._client.txn(
-                [ModRevision(key, "==", shard.revision)], [Put(key, encoding.encode_shard(taken))]
-            )
-        except OutcomeUnknown:
-            return None
-        return taken.epoch if result.succeeded else None
+            result = await self._client.txn([ModRevision(key, "==", expected)], [put], [Get(key)])
+        except (OutcomeUnknown, MetadataUnavailable):
+            return Outcome.unknown, None
+        if result.succeeded:
+            return Outcome.swapped, replace(target, revision=result.revision)
+        (there,) = result.responses
+        found = there.one if isinstance(there, Found) else None
+        return Outcome.refused, self._configuration(shard, found) if found else None
+
+    def _configuration(self, shard: ShardId, found: KeyValue) -> Configuration | None:
+        """None if the shard's collection is gone: then its key is about to be."""
+        record = encoding.decode_shard(shard, found.value, found.mod_revision)
+        collection = self._state.collection_of(shard)
+        return Configuration.of(record, collection.replication_factor) if collection else None
 
     async def report_dropped(self, uuid: str, node: NodeId) -> None:
         """Say that this node holds nothing of a dropped collection; nothing if the drop is finished already."""
@@ -194,6 +217,15 @@ class Store:
         await self._client.txn([drop], [Put(self.keys.dropped_by(uuid, node), b"{}")])
 
     # The leader
+
+    async def apply_failover(self, change: failover.Change, *, fenced_by: Term) -> bool:
+        """Carry out one decision about a shard's members; whether it was. A lost race or term changes nothing."""
+        record, key = self._state.shards.get(change.shard), self.keys.shard(change.shard)
+        if record is None:
+            return False
+        unchanged = ModRevision(key, "==", change.revision)
+        put = Put(key, encoding.encode_shard(change.target.put_into(record)))
+        return (await self._client.txn([fenced_by.fence(), unchanged], [put])).succeeded
 
     async def apply(self, action: assignment.Action, *, fenced_by: Term) -> None:
         """Carry out one decision of the leader; a lost race or a lost term changes nothing."""
