@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from support.storage import GRAPHS, SMALL, check_holds, clustered, delete, opened, spec, upsert, write
+from support.storage import GRAPHS, SMALL, check_holds, clustered, delete, open_alone, opened, spec, upsert, write
 from veccluster.decisions.filters import parse
 from veccluster.errors import InvalidRequest, Unavailable
 from veccluster.model.limits import Limits
@@ -42,7 +42,7 @@ class ReplicaAgainstDictionary(RuleBasedStateMachine):
         self.open()
 
     def open(self):
-        self.replica = Replica.open(self.path, self.spec, GRAPHS, builds=threading.Semaphore(1))
+        self.replica = open_alone(self.path, self.spec, GRAPHS)
 
     @rule(batch=st.lists(st.tuples(IDS, VECTORS, st.integers(0, 5)), min_size=1, max_size=6))
     def upsert(self, batch):
@@ -162,7 +162,7 @@ def test_an_id_that_is_replaced_all_the_time_is_in_every_exact_search_once_with_
 def test_a_retry_with_the_same_operation_id_is_applied_once_and_answered_alike(tmp_path):
     with opened(tmp_path / "s") as replica:
         first = write(replica, [upsert("a", [1] * 8), Delete("nobody")], "op")
-        both = [replica.write([upsert("b", [2] * 8)], epoch=1, op_id="twin", time_ns=1) for _ in range(2)]
+        both = [replica.write([upsert("b", [2] * 8)], op_id="twin", time_ns=1) for _ in range(2)]
         assert [f.result(10).replayed for f in both] == [False, True]
         delete(replica, "a")
         again = write(replica, [upsert("a", [1] * 8)], "op")
@@ -182,9 +182,9 @@ def test_a_delete_by_filter_sees_all_that_was_written_before_it_and_nothing_afte
     with opened(tmp_path / "s") as replica:
         one = parse({"n": 1}, Limits())
         futures = [
-            replica.write([upsert("before", [1] * 8, n=1)], epoch=1, op_id="1", time_ns=1),
-            replica.write(DeleteWhere(one), epoch=1, op_id="2", time_ns=1),
-            replica.write([upsert("after", [1] * 8, n=1)], epoch=1, op_id="3", time_ns=1),
+            replica.write([upsert("before", [1] * 8, n=1)], op_id="1", time_ns=1),
+            replica.write(DeleteWhere(one), op_id="2", time_ns=1),
+            replica.write([upsert("after", [1] * 8, n=1)], op_id="3", time_ns=1),
         ]
         assert [f.result(10).deleted for f in futures] == [0, 1, 0]
         assert replica.list_ids(None, 9) == ["after"]

@@ -1,14 +1,14 @@
-"""The shards of this node: their open replicas, and the answers to what coordinators ask of them.
+"""The replicas of this node, and the answers to what coordinators ask of them.
 
-Replicas block, so each call runs in a worker thread; writes wait for the replica's own group commit. Nothing here
-decides who serves what: the node's reconcile does (decisions/hosting.py), and calls `open`, `serve` and `delete`.
+Reading blocks, so it runs in a worker thread; writes wait for the replica's own group commit. Nothing here decides who
+serves what: the replicas' rules do, by the configurations that the node's reconcile (decisions/hosting.py) shows them.
 """
 
 import asyncio
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import singledispatchmethod
@@ -23,18 +23,23 @@ import structlog
 
 from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
-from veccluster.errors import ShardsUnavailable, Unavailable, VecClusterError
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.messages import Message
+from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.errors import OutcomeUnknown, ReplicaBehind, ShardsUnavailable, VecClusterError
 from veccluster.model.limits import Limits
-from veccluster.model.state import Collection, Epoch, ReadOnly, ShardId
+from veccluster.model.state import Collection, ReadConsistency, ReadOnly, Seq, ShardId
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
 from veccluster_node.storage.files import disk_usage
 from veccluster_node.storage.replica import Replica
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.surroundings import Standing, Surroundings
 
 T = TypeVar("T")
 Ops = Sequence[operations.Op] | operations.DeleteWhere
+_Read = m.Search | m.Get | m.ListIds | m.Count
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
@@ -48,27 +53,58 @@ DOOMED = ".deleted"
 log = structlog.get_logger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Hosted:
-    """An open replica, and the epoch in which this process serves it."""
+    """An open replica."""
 
     replica: Replica
     collection: Collection
-    serving: Epoch | None = None
 
     @property
     def position(self) -> m.Position:
         """(epoch, seq) that a read reaches now."""
-        return (self.serving or 0, self.replica.applied_seq)
+        return (self.replica.standing.applied.epoch, self.replica.applied_seq)
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this node answers for the shard, be it read-only because its disk failed."""
+        standing = self.replica.standing
+        named = standing.configuration is not None and standing.configuration.primary == standing.me
+        return standing.serving is not None or (named and self.replica.read_only is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds. A write that takes longer than `write` has no known outcome; a read waits for `read` at most, and for
+    another replica's news only `news`; without a word for `fresh`, a configuration may be an old one.
+    """
+
+    write: float = 30.0
+    read: float = 10.0
+    news: float = 0.5
+    fresh: float = 3.0
 
 
 class ShardHost:
     """Every shard whose data is on this node."""
 
     def __init__(
-        self, data_dir: Path, settings: StorageSettings, limits: Limits, memory: MemoryGuard, *, threads: int
+        self,
+        data_dir: Path,
+        settings: StorageSettings,
+        limits: Limits,
+        memory: MemoryGuard,
+        surroundings: Surroundings,
+        *,
+        threads: int,
+        patience: Patience = Patience(),
+        metadata_is_fresh: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`metadata_is_fresh` says whether what etcd last said is from a moment ago."""
         self.memory = memory
+        self._surroundings = surroundings
+        self._patience = patience
+        self._metadata_is_fresh = metadata_is_fresh
         self._dir = data_dir / "shards"
         self._settings = settings
         self._limits = limits
@@ -85,14 +121,14 @@ class ShardHost:
         """Every shard that has a directory here."""
         on_disk = (_shard_of(p.name) for p in self._dir.iterdir() if p.is_dir())
         found = {shard: Local() for shard in on_disk if shard is not None}
-        return found | {i: Local(is_open=True, serving=h.serving) for i, h in self._hosted.items()}
+        return found | {i: Local(is_open=True, damaged=h.replica.damaged) for i, h in self._hosted.items()}
 
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
         return (self._dir / str(shard)).absolute()
 
-    async def open(self, shard: ShardId, collection: Collection) -> None:
-        """Open the replica or create it; it answers nothing before `serve`."""
+    async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
+        """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
         spec = ReplicaSpec(
             shard=shard,
             dimension=collection.dimension,
@@ -100,20 +136,30 @@ class ShardHost:
             index=collection.index,
             filterable=collection.filterable,
         )
-        opened = await self._run(
-            lambda: Replica.open(self._dir / str(shard), spec, self._settings, builds=self._builds)
-        )
-        self._hosted[shard] = Hosted(opened, collection)
 
-    def serve(self, shard: ShardId, epoch: Epoch) -> None:
-        """Answer for the shard from now on, as its primary in this epoch."""
-        self._hosted[shard].serving = epoch
-        log.info("serving", shard=str(shard), epoch=epoch, seq=self._hosted[shard].replica.applied_seq)
+        def opening() -> Replica:
+            path, around = self._dir / str(shard), self._surroundings
+            return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
 
-    def stop_serving(self, shard: ShardId) -> None:
-        """Refuse what is asked about the shard from now on."""
-        self._hosted[shard].serving = None
-        log.warning("stopped_serving", shard=str(shard))
+        self._hosted[shard] = Hosted(await self._run(opening), collection)
+
+    def see(self, shard: ShardId, configuration: Configuration) -> None:
+        """Show a replica what its record says; from any thread."""
+        self.feed(shard, on.Seen(configuration))
+
+    def feed(self, shard: ShardId, event: on.Event) -> None:
+        """Tell a replica what happened, if it is open; from any thread."""
+        if hosted := self._hosted.get(shard):
+            hosted.replica.feed(event)
+
+    def deliver(self, shard: ShardId, message: Message) -> None:
+        """Give a replica another one's message, if it is open; from any thread."""
+        self.feed(shard, on.Received(message))
+
+    def tick(self) -> None:
+        """Time for heartbeats; from any thread."""
+        for hosted in list(self._hosted.values()):
+            hosted.replica.feed(on.Tick())
 
     async def shut(self, shard: ShardId) -> None:
         """Close the replica and keep its data."""
@@ -134,13 +180,18 @@ class ShardHost:
         log.info("shard_deleted", shard=str(shard))
 
     def mendable(self) -> list[ShardId]:
-        """Replicas that take no more writes because something failed under them, and that opening again may mend.
+        """Replicas to be opened again: a snapshot lies ready, or something failed under them that opening may mend.
 
-        None while the disk is full: they would not open, and as they are they answer reads.
+        None of the latter while the disk is full: they would not open, and as they are they answer reads.
         """
+        staged = [i for i, h in self._hosted.items() if h.replica.staged]
         if shutil.disk_usage(self._dir).free < ROOM_TO_OPEN:
-            return []
-        return [i for i, h in self._hosted.items() if h.replica.failure is not None]
+            return staged
+        return staged + [i for i, h in self._hosted.items() if h.replica.failure is not None and i not in staged]
+
+    def broken(self) -> list[ShardId]:
+        """Replicas that cannot do their part now."""
+        return sorted(i for i, h in self._hosted.items() if h.replica.read_only or h.replica.damaged)
 
     def issues(self) -> list[str]:
         """What the replicas would have a person know, beside `read_only`."""
@@ -158,12 +209,16 @@ class ShardHost:
         ]
 
     def serving(self) -> list[ShardId]:
-        """The shards that this node answers for."""
-        return sorted(i for i, h in self._hosted.items() if h.serving is not None)
+        """The shards that this node answers for as primary."""
+        return sorted(i for i, h in self._hosted.items() if h.is_primary)
 
     def vectors(self) -> int:
-        """How many vectors the served shards hold."""
-        return sum(h.replica.live for h in self._hosted.values() if h.serving is not None)
+        """How many vectors these shards hold."""
+        return sum(h.replica.live for h in self._hosted.values() if h.is_primary)
+
+    def standings(self) -> dict[ShardId, Standing]:
+        """Where every open replica stands."""
+        return {i: h.replica.standing for i, h in sorted(self._hosted.items())}
 
     async def close(self) -> None:
         """Close every replica; what was acknowledged is on disk already."""
@@ -173,7 +228,7 @@ class ShardHost:
 
     def reports(self, collection: str | None = None) -> list[m.ShardReport]:
         """How each served shard fares; `collection` (uuid) narrows it."""
-        served = ((i, h) for i, h in sorted(self._hosted.items()) if h.serving is not None)
+        served = ((i, h) for i, h in sorted(self._hosted.items()) if h.is_primary)
         return [_report(i, h) for i, h in served if collection in (None, i.collection)]
 
     # What coordinators ask
@@ -188,31 +243,35 @@ class ShardHost:
 
     @_answer.register
     async def _(self, request: m.Upsert) -> m.Reply:
+        self._hosted_here(request.shard)
         self.memory.check()
         size = len(request.vectors) // len(request.ids)
         rows = (request.vectors[i : i + size] for i in range(0, len(request.vectors), size))
         return await self._write(
             request.shard,
             [operations.Upsert(*row) for row in zip(request.ids, rows, request.metadata, strict=True)],
-            request.op_id,
+            request,
         )
 
     @_answer.register
     async def _(self, request: m.DeleteIds) -> m.Reply:
-        return await self._write(request.shard, [operations.Delete(i) for i in request.ids], request.op_id)
+        return await self._write(request.shard, [operations.Delete(i) for i in request.ids], request)
 
     @_answer.register
     async def _(self, request: m.DeleteWhere) -> m.Reply:
         where = operations.DeleteWhere(self._parsed(request.filter))
-        return await self._write(request.shard, where, request.op_id)
+        return await self._write(request.shard, where, request)
 
-    async def _write(
-        self, shard: ShardId, ops: Sequence[operations.Op] | operations.DeleteWhere, op_id: str
-    ) -> m.Written:
-        hosted, epoch = self._served(shard)
-        pending = hosted.replica.write(ops, epoch=epoch, op_id=op_id, time_ns=time.time_ns())
-        written = await asyncio.wrap_future(pending)
-        return m.Written((epoch, written.last_seq), written.upserted + written.deleted)
+    async def _write(self, shard: ShardId, ops: Ops, request: m.Write) -> m.Written:
+        replica = self._hosted_here(shard).replica
+        pending = replica.write(ops, op_id=request.op_id, time_ns=time.time_ns(), level=request.level)
+        try:
+            async with asyncio.timeout(self._patience.write):
+                written = await asyncio.wrap_future(pending)
+        except TimeoutError:
+            replica.forget(request.op_id)
+            raise OutcomeUnknown(f"shard {shard}: not every replica confirmed the write in time") from None
+        return m.Written((written.epoch, written.last_seq), written.upserted + written.deleted)
 
     @_answer.register
     async def _(self, request: m.Search) -> m.Reply:
@@ -226,95 +285,130 @@ class ShardHost:
             with_vector=request.with_vector,
         )
         shards = [ShardId(request.collection, n) for n in request.shards]
-        found, failed = await self._each(shards, request.at_least, lambda r: r.search(query))
+        found, failed = await self._each(shards, request, lambda r: r.search(query))
         per_query = zip(*(found[n] for n in sorted(found)), strict=True) if found else [()] * request.queries
         hits = [
             [_wire_hit(h) for h in islice(merge(*lists, key=lambda h: (h.distance, h.id)), request.k)]
             for lists in per_query
         ]
-        applied = {n: (self._epoch(ShardId(request.collection, n)), f.applied_seq) for n, f in found.items()}
+        applied = {n: (f.epoch, f.applied_seq) for n, f in found.items()}
         return m.Found(hits, applied, failed)
 
     @_answer.register
     async def _(self, request: m.Get) -> m.Reply:
         shards = [ShardId(request.collection, n) for n in request.ids]
-        applied = {s.number: h.position for s in shards if (h := self._hosted.get(s)) and h.serving is not None}
         wanted = {ShardId(request.collection, n): ids for n, ids in request.ids.items()}
-        got, failed = await self._each_with(shards, request.at_least, lambda shard, replica: replica.get(wanted[shard]))
-        found = [
-            m.StoredVector(s.id, s.vector.tobytes(), s.metadata) for n in sorted(got) for s in got[n] if s is not None
-        ]
-        return m.Got(found, {n: applied[n] for n in got}, failed)
+
+        def read(shard: ShardId, replica: Replica) -> tuple[m.Position, list[search.Stored | None]]:
+            position = (replica.standing.applied.epoch, replica.applied_seq)  # before: it shows that much, at least
+            return position, replica.get(wanted[shard])
+
+        got, failed = await self._each_with(shards, request, read)
+        stored = (s for n in sorted(got) for s in got[n][1] if s is not None)
+        found = [m.StoredVector(s.id, s.vector.tobytes(), s.metadata) for s in stored]
+        return m.Got(found, {n: position for n, (position, _) in got.items()}, failed)
 
     @_answer.register
     async def _(self, request: m.ListIds) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
-        got, failed = await self._each(
-            shards, request.at_least, lambda r: r.list_ids(request.after, request.limit, where)
-        )
+        got, failed = await self._each(shards, request, lambda r: r.list_ids(request.after, request.limit, where))
         return m.Listed(list(islice(merge(*got.values()), request.limit)), failed)
 
     @_answer.register
     async def _(self, request: m.Count) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
-        got, failed = await self._each(shards, request.at_least, lambda r: r.count(where))
+        got, failed = await self._each(shards, request, lambda r: r.count(where))
         return m.Counted(sum(got.values()), failed)
 
     @_answer.register
     async def _(self, request: m.GetReport) -> m.Reply:
         return m.Report(self.reports(request.collection))
 
+    @_answer.register
+    async def _(self, request: m.GetPositions) -> m.Reply:
+        async def one(shard: ShardId) -> m.Position:
+            hosted = self._hosted_here(shard)
+            if not hosted.replica.standing.in_sync:
+                raise ReplicaBehind(f"shard {shard}: this replica is not in sync")
+            return await asyncio.wrap_future(hosted.replica.durable())
+
+        shards = [ShardId(request.collection, n) for n in request.shards]
+        found, failed = await _by_shard(shards, one)
+        return m.Positions(found, failed)
+
     # Helpers
 
     async def _each(
-        self, shards: Iterable[ShardId], at_least: Mapping[int, m.Position], read: Callable[[Replica], T]
+        self, shards: Sequence[ShardId], request: _Read, read: Callable[[Replica], T]
     ) -> tuple[dict[int, T], m.Failures]:
-        return await self._each_with(shards, at_least, lambda _, replica: read(replica))
+        return await self._each_with(shards, request, lambda _, replica: read(replica))
 
     async def _each_with(
-        self,
-        shards: Iterable[ShardId],
-        at_least: Mapping[int, m.Position],
-        read: Callable[[ShardId, Replica], T],
+        self, shards: Sequence[ShardId], request: _Read, read: Callable[[ShardId, Replica], T]
     ) -> tuple[dict[int, T], m.Failures]:
-        """Read every shard in a worker; what fails is reported by shard and hides nothing else."""
+        """Read every shard in a worker, when it may be read at the level that is asked for."""
 
         async def one(shard: ShardId) -> T:
-            hosted, _ = self._served(shard)
-            if (seen := at_least.get(shard.number)) and any(a < b for a, b in zip(hosted.position, seen, strict=True)):
-                raise Unavailable(f"shard {shard} is at {hosted.position}, behind the session's {seen}")
-            return await self._run(lambda: read(shard, hosted.replica))
+            replica = self._hosted_here(shard).replica
+            _, at_least = request.at_least.get(shard.number, (0, 0))
+            await self._leave(shard, replica, request.level, Seq(at_least))
+            return await self._run(lambda: read(shard, replica))
 
-        listed = list(shards)
-        answers = await asyncio.gather(*map(one, listed), return_exceptions=True)
-        found: dict[int, T] = {}
-        failed: m.Failures = {}
-        for shard, answer in zip(listed, answers, strict=True):
-            if isinstance(answer, VecClusterError) and answer.status >= 500:
-                failed[shard.number] = answer.problem()
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                found[shard.number] = answer
-        return found, failed
+        return await _by_shard(shards, one)
 
-    def _served(self, shard: ShardId) -> tuple[Hosted, Epoch]:
+    async def _leave(self, shard: ShardId, replica: Replica, level: ReadConsistency, at_least: Seq) -> None:
+        """Wait until a read may look (13)."""
+        if level is not ReadConsistency.strong and not self._is_fresh(replica.standing):
+            raise ReplicaBehind(f"shard {shard}: this replica has heard neither from etcd nor from its primary")
+        patience = self._patience.read if level is ReadConsistency.strong else self._patience.news
+        leave = replica.may_read(level, at_least, patience)
+        if leave.done():
+            leave.result()
+            return
+        try:
+            async with asyncio.timeout(self._patience.read):
+                await asyncio.wrap_future(leave)
+        except TimeoutError:
+            raise ReplicaBehind(f"shard {shard}: not every replica confirmed in time that it is up to date") from None
+
+    def _is_fresh(self, standing: Standing) -> bool:
+        """Whether the configuration by which a replica is in sync is from a moment ago."""
+        if self._metadata_is_fresh():
+            return True
+        if standing.serving is not None:
+            return all(p.silent < self._patience.fresh for p in standing.others)
+        return time.monotonic() - standing.heard < self._patience.fresh
+
+    def _hosted_here(self, shard: ShardId) -> Hosted:
         hosted = self._hosted.get(shard)
-        if hosted is None or hosted.serving is None:
-            raise ShardsUnavailable(f"this node does not serve shard {shard} now", missing_shards=[shard.number])
-        return hosted, hosted.serving
-
-    def _epoch(self, shard: ShardId) -> int:
-        hosted = self._hosted.get(shard)
-        return (hosted.serving or 0) if hosted else 0
+        if hosted is None:
+            raise ShardsUnavailable(f"this node has no replica of shard {shard} open", missing_shards=[shard.number])
+        return hosted
 
     def _parsed(self, text: bytes) -> filters.Filter:
         return filters.parse(orjson.loads(text), self._limits)
 
     def _run(self, call: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+
+async def _by_shard(
+    shards: Sequence[ShardId], ask: Callable[[ShardId], Awaitable[T]]
+) -> tuple[dict[int, T], m.Failures]:
+    """Ask every shard at once; what fails is reported by shard and hides nothing else."""
+    answers = await asyncio.gather(*map(ask, shards), return_exceptions=True)
+    found: dict[int, T] = {}
+    failed: m.Failures = {}
+    for shard, answer in zip(shards, answers, strict=True):
+        if isinstance(answer, VecClusterError) and answer.status >= 500:
+            failed[shard.number] = answer.problem()
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found[shard.number] = answer
+    return found, failed
 
 
 def _shard_of(directory: str) -> ShardId | None:
@@ -330,7 +424,7 @@ def _report(shard: ShardId, hosted: Hosted) -> m.ShardReport:
     stats = hosted.replica.stats()
     return m.ShardReport(
         shard=shard,
-        epoch=hosted.serving or 0,
+        epoch=hosted.replica.standing.serving or 0,
         vectors=stats.live,
         tail=stats.tail,
         generations=stats.generations,

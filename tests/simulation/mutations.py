@@ -65,14 +65,14 @@ class AckBeforeSync(Follower):
 
 @removes("2", "the primary counts its own log before its disk has it")
 class PrimaryAcksBeforeSync(Primary):
-    def _matched(self, member: Member) -> Seq:
-        return self.journal.last if member == self.me else super()._matched(member)
+    def matched(self, member: Member) -> Seq:
+        return self.journal.last if member == self.me else super().matched(member)
 
 
 @removes("2", "any min_in_sync members are enough")
 class AnyCopies(Primary):
     def _durable_everywhere(self) -> Seq:
-        matched = sorted(map(self._matched, self.waiting), reverse=True)
+        matched = sorted(map(self.matched, self.waiting), reverse=True)
         return matched[min(len(matched), self.configuration.min_in_sync) - 1]
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from veccluster.decisions.generations import GenerationLimits
-from veccluster.model.state import IndexParameters, Metric, ShardId
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.messages import Header, Message
+from veccluster.decisions.replication.values import Configuration
+from veccluster.model.state import Epoch, Incarnation, IndexParameters, Member, Metric, NodeId, Revision, ShardId
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
 from veccluster_node.storage.replica import Query, Replica, ReplicaSpec, StorageSettings
 
@@ -41,11 +44,55 @@ def exact_parameters(**more: object) -> IndexParameters:
 @contextmanager
 def opened(path: Path, of: ReplicaSpec | None = None, settings: StorageSettings = SMALL) -> Iterator[Replica]:
     """An open replica."""
-    replica = Replica.open(path, of or spec(), settings, builds=threading.Semaphore(1))
+    replica = open_alone(path, of or spec(), settings)
     try:
         yield replica
     finally:
         replica.close()
+
+
+ME = Member(NodeId("n0"), Incarnation("disk"))
+
+
+class Alone:
+    """The surroundings of the only replica of a shard: etcd agrees at once, and nobody else is there."""
+
+    def __init__(self) -> None:
+        self.now = Configuration(Epoch(0), ME, frozenset({ME}), revision=Revision(1))
+        self.replica: Replica | None = None
+        self.changes = threading.Semaphore(0)
+
+    def show(self, replica: Replica) -> None:
+        """Show it its configuration, and wait until it serves."""
+        self.replica = replica
+        replica.feed(on.Seen(self.now))
+        while replica.standing.serving is None:
+            assert self.changes.acquire(timeout=30)
+
+    def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
+        assert self.replica
+        self.now = replace(target, revision=Revision(expected + 1))
+        self.replica.feed(on.Answered(target, on.Outcome.swapped, self.now))
+
+    def changed(self, shard: ShardId) -> None:
+        self.changes.release()
+
+    def send(self, shard: ShardId, to: Member, message: Message) -> None:
+        raise AssertionError("there is nobody else")
+
+    def offer_snapshot(self, shard: ShardId, header: Header) -> None:
+        raise AssertionError("there is nobody else")
+
+    def read_configuration(self, shard: ShardId) -> None:
+        pass
+
+
+def open_alone(path: Path, of: ReplicaSpec, settings: StorageSettings) -> Replica:
+    """Open the only replica of a shard, and wait until it serves."""
+    alone = Alone()
+    replica = Replica.open(path, of, settings, builds=threading.Semaphore(1), me=ME, surroundings=alone)
+    alone.show(replica)
+    return replica
 
 
 def upsert(id_: str, vector: Sequence[float] | np.ndarray, **metadata: object) -> Upsert:
@@ -53,10 +100,10 @@ def upsert(id_: str, vector: Sequence[float] | np.ndarray, **metadata: object) -
     return Upsert(id_, np.asarray(vector, "<f4").tobytes(), json.dumps(metadata).encode())
 
 
-def write(replica: Replica, ops: Sequence[Op] | DeleteWhere, op_id: str | None = None, epoch: int = 1) -> Written:
+def write(replica: Replica, ops: Sequence[Op] | DeleteWhere, op_id: str | None = None) -> Written:
     """Write and wait."""
     name = op_id or f"op-{next(_op_ids)}"
-    return replica.write(ops, epoch=epoch, op_id=name, time_ns=1).result(30)
+    return replica.write(ops, op_id=name, time_ns=1).result(30)
 
 
 def delete(replica: Replica, *ids: str) -> Written:

@@ -6,7 +6,6 @@ What batch n does is a pure function of n, so that whoever reads the acknowledge
 
 import json
 import sys
-import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,8 +14,8 @@ from random import Random
 
 import numpy as np
 
-from support.storage import GRAPHS, spec, upsert
-from veccluster_node.storage.replica import Delete, Op, Replica, Upsert, Written
+from support.storage import GRAPHS, open_alone, spec, upsert
+from veccluster_node.storage.replica import Delete, Op, Upsert, Written
 
 SETTINGS = replace(
     GRAPHS,
@@ -68,10 +67,10 @@ def batches_in(seq: int) -> int:
 def main() -> None:
     """Write batches FIRST to FIRST + COUNT - 1, a few at a time."""
     path, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    replica = Replica.open(path, SPEC, SETTINGS, builds=threading.Semaphore(1))
+    replica = open_alone(path, SPEC, SETTINGS)
     waiting: deque[tuple[int, Future[Written]]] = deque()
     for n in range(first, first + count):
-        waiting.append((n, replica.write(batch(n), epoch=1, op_id=f"batch-{n}", time_ns=n)))
+        waiting.append((n, replica.write(batch(n), op_id=f"batch-{n}", time_ns=n)))
         if len(waiting) >= _WINDOW:
             _acknowledge(*waiting.popleft())
     while waiting:

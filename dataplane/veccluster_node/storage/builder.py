@@ -115,7 +115,7 @@ class Builder:
     def _step(self) -> bool:
         """Do the one thing that helps most; False when there is nothing to do."""
         forced = self._forced[:]
-        if self._writer.failure or not self._decide(force=bool(forced)):
+        if self._writer.state.failure or not self._decide(force=bool(forced)):
             for done in forced:
                 done.set()
                 self._forced.remove(done)
@@ -136,11 +136,12 @@ class Builder:
         return (build, applied) if build else None
 
     def _state(self) -> tuple[ShardState, int]:
-        feed, log, applied = self._writer.feed, self._writer.log, self._writer.records.applied_seq
+        state = self._writer.state
+        feed, log, applied = state.feed, state.log, state.records.applied_seq
         operations = applied - feed.tail.after
         now = time.monotonic()
         self._tail_since = (self._tail_since or now) if operations else None
-        state = ShardState(
+        shard = ShardState(
             generations=tuple(s.state() for s in feed.slots),
             tail_rows=len(feed.tail),
             tail_live=len(feed.tail) - feed.tail_dead,
@@ -148,12 +149,12 @@ class Builder:
             tail_operations=operations,
             log_bytes=log.size_behind(feed.tail.after),
         )
-        return state, applied
+        return shard, applied
 
     def _build(self, build: Build, applied: int) -> None:
-        slots = self._writer.feed.slots
+        slots = self._writer.state.feed.slots
         merged = slots[build.first : build.last]
-        after = merged[0].after if merged else self._writer.feed.tail.after
+        after = merged[0].after if merged else self._writer.state.feed.tail.after
         through = applied if build.tail else merged[-1].through
         out = self._shelf.new_directory(after, through)
         base = slots[build.base] if build.base is not None and not self._failures else None
@@ -200,7 +201,7 @@ class Builder:
 
     def _switch(self, build: Build, slot: Slot, floor: int) -> None:
         """Put a generation to use, then trim what two lists of generations cover."""
-        feed = self._writer.feed
+        feed = self._writer.state.feed
         names = [s.name for s in feed.slots]
         names[build.first : build.last] = [slot.name]
         self._shelf.switch(names)
@@ -211,7 +212,7 @@ class Builder:
         if covered:
             make_durable(self._path / ROWS)
             failpoints.hit("trim")
-            self._in_writer(lambda: self._writer.log.trim(covered))
+            self._in_writer(lambda: self._writer.trim(covered))
 
     def _in_writer(self, function: Callable[[], None]) -> None:
         self._writer.call(function).result()

@@ -81,6 +81,8 @@ class Written:
     upserted: int
     deleted: int
     replayed: bool = False
+    epoch: int = 0
+    """The epoch in which it was acknowledged."""
 
 
 _encoder = msgspec.msgpack.Encoder()

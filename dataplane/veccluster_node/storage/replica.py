@@ -7,17 +7,23 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from veccluster.decisions.filters import Filter
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.values import Member, Position
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.builder import Builder
+from veccluster_node.storage.conductor import Reading
 from veccluster_node.storage.files import tree_size
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
 from veccluster_node.storage.search import Hit, Query, Reader, Results, Stored
 from veccluster_node.storage.settings import ReplicaSpec, ReplicaStats, StorageSettings
+from veccluster_node.storage.surroundings import Standing, Surroundings
 from veccluster_node.storage.writer import Writer
 
 __all__ = [
@@ -48,15 +54,16 @@ class Replica:
         recovered: Recovered,
         builds: threading.Semaphore,
         lock: int,
+        me: Member,
+        surroundings: Surroundings,
     ) -> None:
         self.path = path
         self.spec = spec
         self._lock = lock
         self._recovered = recovered
         self._limits = settings.limits
-        parts = (recovered.log, recovered.records, recovered.feed)
-        broken = StorageCorrupt(f"shard {spec.shard} is read-only: {recovered.broken}") if recovered.broken else None
-        self._writer = Writer(path, spec, settings, parts, failure=broken, applied=self._applied)
+        self._reads = count()
+        self._writer = Writer(path, spec, settings, recovered, surroundings, me, applied=self._applied)
         self._reader = Reader(
             path / ROWS,
             recovered.feed,
@@ -69,9 +76,18 @@ class Replica:
 
     @classmethod
     def open(
-        cls, path: Path, spec: ReplicaSpec, settings: StorageSettings | None = None, *, builds: threading.Semaphore
+        cls,
+        path: Path,
+        spec: ReplicaSpec,
+        settings: StorageSettings | None = None,
+        *,
+        builds: threading.Semaphore,
+        me: Member,
+        surroundings: Surroundings,
     ) -> "Replica":
         """Open the shard in directory `path` after whatever happened to it, or make an empty one.
+
+        It does nothing before it is shown its configuration (`feed(Seen)`).
 
         `Unavailable` when it is open already; `StorageCorrupt` when a newer version wrote it. Any other damage opens
         it, healed or read-only; `read_only` and `issues` say what a person should know of it. `builds` bounds the index
@@ -83,7 +99,7 @@ class Replica:
         lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             _lock(lock, settings.lock_timeout)
-            return cls(path, spec, settings, recover(path, spec, settings), builds, lock)
+            return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings)
         except BlockingIOError as error:
             os.close(lock)
             raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
@@ -94,7 +110,7 @@ class Replica:
     @property
     def applied_seq(self) -> int:
         """The state that reads see, at least."""
-        return self._writer.records.applied_seq
+        return self._recovered.records.applied_seq
 
     @property
     def live(self) -> int:
@@ -104,29 +120,78 @@ class Replica:
     @property
     def failure(self) -> VecClusterError | None:
         """Why it takes no more writes although it did when it was opened; opening it again may mend that."""
-        return None if self._recovered.broken else self._writer.failure
+        return None if self._recovered.broken else self._writer.state.failure
+
+    @property
+    def damaged(self) -> str | None:
+        """Why this copy may lack what was acknowledged: where there are others, it should begin anew."""
+        return self._writer.state.damaged
+
+    @property
+    def staged(self) -> bool:
+        """Whether another replica's snapshot lies ready: opening the replica again puts it in its place."""
+        return self._writer.state.staged
+
+    @property
+    def standing(self) -> Standing:
+        """Where it stood a moment ago."""
+        return self._writer.state.standing
 
     @property
     def read_only(self) -> str | None:
         """Why it takes no writes, if it takes none."""
         if self._recovered.broken:
             return self._recovered.broken
-        return self._writer.failure.detail if self._writer.failure else None
+        failure = self._writer.state.failure
+        return failure.detail if failure else None
 
     @property
     def issues(self) -> tuple[str, ...]:
         """What else a person should know, in sentences, each once."""
         return self._issues()
 
-    def write(self, ops: Sequence[Op] | DeleteWhere, *, epoch: int, op_id: str, time_ns: int) -> Future[Written]:
-        """Queue a batch; the future resolves when it is durable and visible to every later read.
+    def feed(self, event: on.Event) -> None:
+        """Tell it what happened; returns at once."""
+        self._writer.feed(event)
+
+    def write(
+        self,
+        ops: Sequence[Op] | DeleteWhere,
+        *,
+        op_id: str,
+        time_ns: int,
+        level: WriteConsistency = WriteConsistency.one,
+    ) -> Future[Written]:
+        """Queue a batch; the future resolves when it cannot be lost and is visible to every later read here.
 
         All or nothing. The same `op_id` again gives the first result and does nothing. Errors of the future:
-        `InvalidRequest` (a vector that cannot be stored), `InsufficientStorage`, `Unavailable` (an old epoch, a
-        sealed log): nothing was stored; `StorageCorrupt`: the shard is read-only; `OutcomeUnknown`: it may show when
-        the shard is opened again.
+        `InvalidRequest` (a vector that cannot be stored), `InsufficientStorage`, `NotPrimary`, `TooFewReplicas`,
+        `Unavailable` (a disk that failed): nothing was stored; `StorageCorrupt`: the shard is read-only;
+        `OutcomeUnknown`: it may show.
         """
-        return self._writer.write(ops, epoch=epoch, op_id=op_id, time_ns=time_ns)
+        return self._writer.write(ops, op_id=op_id, time_ns=time_ns, level=level)
+
+    def may_read(self, level: ReadConsistency, at_least: Seq, patience: float) -> Future[Position]:
+        """Wait for leave to read at a level, at most `patience` seconds for `at_least` to be applied (rule 13).
+
+        The result is the position that whatever is read from now on shows, at least. `NotPrimary`, `ReplicaBehind`: ask
+        another replica. `quorum` is asked for as `session`, with what the others said.
+        """
+        now = self.standing
+        until = time.monotonic() + patience
+        reading = Reading(f"read-{next(self._reads)}", level, at_least, until)
+        if level is not ReadConsistency.strong and now.in_sync and now.applied.seq >= at_least:
+            reading.future.set_result(now.applied)
+            return reading.future
+        return self._writer.read(reading)
+
+    def durable(self) -> Future[Position]:
+        """The last durable operation, as it is once all that came before this call has been handled."""
+        return self._writer.call(lambda: self._writer.state.rules.journal.position)
+
+    def forget(self, request: str) -> None:
+        """Nobody waits any more for the write with this operation id."""
+        self._writer.feed(on.Forget(request))
 
     def search(self, query: Query) -> Results:
         """The k nearest of each query vector, all from one state, which the results name."""
@@ -160,7 +225,7 @@ class Replica:
     def build(self, timeout: float | None = None) -> bool:
         """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
         done = self._builder.force().wait(timeout)
-        return done and self._writer.failure is None and self._builder.problem is None
+        return done and self._writer.state.failure is None and self._builder.problem is None
 
     def stats(self) -> ReplicaStats:
         """How it fares."""

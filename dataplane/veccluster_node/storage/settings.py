@@ -46,6 +46,8 @@ class StorageSettings:
     """Filtered searches look at every match when there are no more than this."""
     lock_timeout: float = 5.0
     """How long opening waits for another process to let go of the shard."""
+    silence: float = 1.5
+    """Seconds without a word after which a primary asks to do without a member."""
     build_retry: float = 1.0
     """Pause after a failed build; doubles up to a minute."""
 

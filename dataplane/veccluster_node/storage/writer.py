@@ -1,66 +1,54 @@
-"""The one thread that changes a shard: log, fsync, apply, answer; whatever waits goes together.
+"""The one thread of a shard's replica: whatever waits goes together, and is durable with one sync of the disk.
 
-A batch is acknowledged when it is durable in the log and applied to the rows. The two are separate steps (`_append`,
-`_apply`), since a replicated shard has to wait for its peers between them.
+Writes, reads that need leave, messages of other replicas and calls of the builder stand in one queue. A write is
+ordered by the rules (`conductor`), and answered when it cannot be lost and is applied to the rows.
 """
 
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import structlog
 
-from veccluster.errors import (
-    InsufficientStorage,
-    InvalidRequest,
-    OutcomeUnknown,
-    StorageCorrupt,
-    Unavailable,
-    VecClusterError,
-)
-from veccluster_node.storage import failpoints
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.messages import Replicate
+from veccluster.decisions.replication.values import Member, Position
+from veccluster.errors import InsufficientStorage, InvalidRequest, OutcomeUnknown, Unavailable, VecClusterError
+from veccluster.model.state import Seq, WriteConsistency
+from veccluster_node.storage.conductor import Conductor, Reading
 from veccluster_node.storage.distance import unusable
-from veccluster_node.storage.feed import LocalFeed
-from veccluster_node.storage.files import disk_usage, is_no_space, reason
-from veccluster_node.storage.log import Log
+from veccluster_node.storage.files import disk_usage, reason
 from veccluster_node.storage.operations import (
     Delete,
     DeleteWhere,
     LoggedOp,
     Nothing,
     Op,
-    Record,
     Upsert,
     Written,
     encode_batch,
 )
-from veccluster_node.storage.records import Records
+from veccluster_node.storage.recovery import Recovered
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.surroundings import Surroundings
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
-
-SUSPECT = "records.suspect"
-"""While a file of this name is there, the rows are not trusted: opening makes them anew."""
-
-
-_FULL = "the disk is full; make room, and the shard takes writes again when it has been opened anew"
 
 
 @dataclass(slots=True, eq=False)
 class _Write:
     ops: Sequence[LoggedOp] | DeleteWhere
-    epoch: int
     op_id: str
     time_ns: int
+    level: WriteConsistency
     size: int
     future: Future[Written] = field(default_factory=Future)
 
@@ -78,6 +66,15 @@ class _Call(Generic[_T]):
             self.future.set_exception(error)
 
 
+@dataclass(slots=True, eq=False)
+class _Event:
+    event: on.Event
+    size: int = 0
+
+
+_Item = _Write | _Call[object] | _Event | Reading
+
+
 class Writer:
     """Owns the log, the rows and the feed of a replica while it is open."""
 
@@ -86,21 +83,25 @@ class Writer:
         path: Path,
         spec: ReplicaSpec,
         settings: StorageSettings,
-        parts: tuple[Log, Records, LocalFeed],
+        recovered: Recovered,
+        surroundings: Surroundings,
+        me: Member,
         *,
-        failure: VecClusterError | None = None,
         applied: Callable[[], None] = lambda: None,
     ) -> None:
-        """`failure` opens it read-only; `applied` is called, in the writer's thread, after each group."""
-        self.log, self.records, self.feed = parts
-        self.failure = failure
+        """`applied` is called, in the writer's thread, after each group that was applied."""
+        self._conductor = Conductor(path, spec, settings, recovered, surroundings, me, applied=applied)
         self._path = path
         self._spec = spec
         self._settings = settings
-        self._applied = applied
+        self._surroundings = surroundings
         self._reserve = path / "reserve"
-        self._queue: deque[_Write | _Call[object]] = deque()
-        self._queued = 0
+        self._queue: deque[_Item] = deque()
+        self._pending = 0
+        """Bytes of writes and messages that are queued or have no answer yet."""
+        self._held: deque[_Write] = deque()
+        """Writes that wait until a `DeleteWhere` before them can see what it deletes."""
+        self._full = False
         self._changed = threading.Condition()
         self._closing = False
         self._synced = 0.0
@@ -108,24 +109,48 @@ class Writer:
         self._keep_reserve()
         self._thread.start()
 
+    @property
+    def state(self) -> Conductor:
+        """What the thread works on; its attributes are for reading."""
+        return self._conductor
+
     # -- from any thread
 
-    def write(self, ops: Sequence[Op] | DeleteWhere, *, epoch: int, op_id: str, time_ns: int) -> Future[Written]:
+    def write(
+        self, ops: Sequence[Op] | DeleteWhere, *, op_id: str, time_ns: int, level: WriteConsistency
+    ) -> Future[Written]:
         """Queue a batch; see `Replica.write`."""
         size = 0 if isinstance(ops, DeleteWhere) else sum(_size(op) for op in ops)
-        write = _Write(ops, epoch, op_id, time_ns, size)
+        write = _Write(ops, op_id, time_ns, level, size)
         try:
             self._check(ops)
-            self._put(write)
+            self._put(write, bounded=True)
+            write.future.add_done_callback(lambda _: self._release(size))
         except VecClusterError as error:
             write.future.set_exception(error)
         return write.future
+
+    def feed(self, event: on.Event) -> None:
+        """Queue an event; a message that finds the queue full is lost, and will be sent again."""
+        size = 0
+        if isinstance(event, on.Received) and isinstance(event.message, Replicate):
+            size = sum(len(r.payload) for r in event.message.records)
+        with suppress(Unavailable):
+            self._put(_Event(event, size), bounded=bool(size))
+
+    def read(self, reading: Reading) -> Future[Position]:
+        """Queue a request for leave to read."""
+        try:
+            self._put(reading, bounded=False)
+        except Unavailable as error:
+            reading.future.set_exception(error)
+        return reading.future
 
     def call(self, function: Callable[[], _T]) -> Future[_T]:
         """Run something in the writer's thread, behind what is queued."""
         call = _Call(function)
         try:
-            self._put(call)  # type: ignore[arg-type]  # a call's result is the business of whoever made it
+            self._put(call, bounded=False)  # type: ignore[arg-type]  # a call's result is the business of whoever made it
         except VecClusterError as error:
             call.future.set_exception(error)
         return call.future
@@ -137,15 +162,20 @@ class Writer:
             self._changed.notify()
         self._thread.join()
 
-    def _put(self, item: "_Write | _Call[object]") -> None:
+    def _put(self, item: _Item, *, bounded: bool) -> None:
+        size = 0 if isinstance(item, Reading) else item.size
         with self._changed:
             if self._closing:
                 raise Unavailable("the shard is being closed")
-            if self._queued + item.size > self._settings.queue_bytes:
-                raise Unavailable(f"{self._queued} bytes of writes are waiting for the disk already")
+            if bounded and self._pending + size > self._settings.queue_bytes:
+                raise Unavailable(f"{self._pending} bytes of writes are waiting already")
             self._queue.append(item)
-            self._queued += item.size
+            self._pending += size
             self._changed.notify()
+
+    def _release(self, size: int) -> None:
+        with self._changed:
+            self._pending -= size
 
     def _check(self, ops: Sequence[Op] | DeleteWhere) -> None:
         """The last gate before the log: nothing that a build could choke on gets in."""
@@ -165,6 +195,15 @@ class Writer:
 
     # -- in the writer's thread
 
+    def poison(self, error: VecClusterError) -> None:
+        """Take part in nothing more until the shard is opened again, from any thread."""
+        self.call(lambda: self._conductor.poison(error))
+
+    def trim(self, through: int) -> None:
+        """Forget the log's segments up to `through`, which generations hold."""
+        self._conductor.log.trim(through)
+        self._conductor.handle(on.Trimmed(Seq(self._conductor.log.first_seq)))
+
     def _run(self) -> None:
         while (group := self._take()) is not None:
             try:
@@ -172,10 +211,22 @@ class Writer:
                 self._sync_late()
             except Exception as error:  # noqa: BLE001 - the thread must answer whoever waits
                 _log.exception("writer_failed", shard=str(self._spec.shard))
-                self.poison(Unavailable(f"writing failed: {reason(error)}; the shard must be opened again"), error)
-                self._fail([w for w in group if isinstance(w, _Write)], self.failure)
+                failure = Unavailable(f"writing failed: {reason(error)}; the shard must be opened again")
+                self._conductor.poison(failure, error)
+                self._give_up(group, failure)
+            self._look()
+        self._give_up((), Unavailable("the shard is being closed"))
 
-    def _take(self) -> list["_Write | _Call[object]"] | None:
+    def _look(self) -> None:
+        state = self._conductor
+        before = (state.failure, state.damaged, state.staged)
+        if state.look() or before != self._told:
+            self._told = before
+            self._surroundings.changed(self._spec.shard)
+
+    _told: tuple[object, ...] = (None, None, False)
+
+    def _take(self) -> list[_Item] | None:
         """Wait for work; nothing in it when it is time to sync, None to end the thread."""
         interval = self._settings.wal_sync_interval if self._settings.wal_sync == "interval" else None
         with self._changed:
@@ -184,147 +235,115 @@ class Writer:
                     return None
                 if not self._changed.wait(interval):
                     return []
-            group: list[_Write | _Call[object]] = []
+            group: list[_Item] = []
             size = 0
-            while self._queue and (not group or size + self._queue[0].size <= self._settings.group_bytes):
-                group.append(self._queue.popleft())
-                size += group[-1].size
-            self._queued -= size
+            while self._queue and (not group or size <= self._settings.group_bytes):
+                item = self._queue.popleft()
+                group.append(item)
+                size += 0 if isinstance(item, Reading) else item.size
             return group
 
     def _sync_late(self) -> None:
         """In `interval` mode: sync, once in an interval, what is acknowledged but not durable yet."""
         due = time.monotonic() >= self._synced + self._settings.wal_sync_interval
-        if not due or self.failure or self.log.durable_seq >= self.log.last_seq:
+        log = self._conductor.log
+        if not due or self._conductor.failure or log.durable_seq >= log.last_seq:
             return
         try:
-            self.log.sync()
+            log.sync()
         except VecClusterError as error:
-            self.poison(error)
+            self._conductor.poison(error)
         self._synced = time.monotonic()
 
-    def _process(self, group: Sequence["_Write | _Call[object]"]) -> None:
-        ready: list[tuple[_Write, Record]] = []
-        op_ids: set[str] = set()
-        full = disk_usage(self._path) >= self._settings.full_at
+    def _process(self, group: Sequence[_Item]) -> None:
+        self._full = disk_usage(self._path) >= self._settings.full_at
         for item in group:
-            if isinstance(item, _Call) or isinstance(item.ops, DeleteWhere) or item.op_id in op_ids:
-                self._commit(ready)
-                ready, op_ids = [], set()
-            if isinstance(item, _Call):
-                item.run()
-            elif record := self._prepare(item, self._next_seq(ready), full=full):
-                ready.append((item, record))
-                op_ids.add(item.op_id)
-        self._commit(ready)
-        if not full:
+            match item:
+                case _Write():
+                    self._held.append(item)
+                    self._admit()
+                case _Call():
+                    self._conductor.flush()
+                    item.run()
+                case Reading():
+                    self._conductor.read(item)
+                case _Event(event, size):
+                    self._happened(event)
+                    self._release(size)
+        self._conductor.flush()
+        while self._held and self._admit():
+            self._conductor.flush()
+        if not self._full:
             self._keep_reserve()
 
-    def _next_seq(self, ready: Sequence[tuple[_Write, Record]]) -> int:
-        return (ready[-1][1].last_seq if ready else self.log.last_seq) + 1
+    def _happened(self, event: on.Event) -> None:
+        match event:
+            case on.Tick():
+                self._conductor.tick()
+            case on.Forget(request):
+                self._conductor.forget(request)
+            case _:
+                self._conductor.handle(event)
 
-    def _prepare(self, write: _Write, first_seq: int, *, full: bool) -> Record | None:
-        """The record to log, or None when the write has its answer already."""
+    def _admit(self) -> bool:
+        """Have writes ordered that can be; whether there were any. A `DeleteWhere` must see all that is before it."""
+        before = len(self._held)
+        while self._held and not (isinstance(self._held[0].ops, DeleteWhere) and self._is_ahead()):
+            self._order(self._held.popleft())
+        return len(self._held) < before
+
+    def _is_ahead(self) -> bool:
+        """Whether this primary's log holds operations that are not applied yet."""
+        state = self._conductor
+        ahead = state.records.applied_seq < state.rules.journal.last
+        return ahead and state.rules.primary is not None and state.failure is None
+
+    def _order(self, write: _Write) -> None:
+        """Let the rules order it, or refuse it before that."""
+        state = self._conductor
+        if write.future.done():
+            return
         try:
-            if self.failure:
-                raise type(self.failure)(self.failure.detail)
-            if write.epoch < self.records.epoch:
-                raise Unavailable(f"epoch {write.epoch} is over; the shard is in epoch {self.records.epoch}")
-            if before := self.records.result_of(write.op_id):
-                write.future.set_result(before)
-                return None
-            ops = self._resolve(write.ops)
-            if full and any(isinstance(op, Upsert) for op in ops):
-                raise InsufficientStorage(f"the disk is {self._settings.full_at:.0%} full; deletes and reads go on")
+            if state.failure:
+                raise type(state.failure)(state.failure.detail)
+            before = state.records.result_of(write.op_id)
+            if before or write.op_id in state.rules.journal.operations:
+                payload, count = b"", 1  # ordered before: nothing of this will be stored
+            else:
+                payload, count = self._payload(write)
         except VecClusterError as error:
             write.future.set_exception(error)
-            return None
-        return Record(write.epoch, first_seq, len(ops), encode_batch(write.time_ns, write.op_id, ops))
+            return
+        state.writes.setdefault(write.op_id, []).append(write.future)
+        applied = Seq(before.last_seq) if before else None
+        state.handle(on.Write(write.op_id, count, payload, write.level, applied))
+
+    def _payload(self, write: _Write) -> tuple[bytes, int]:
+        if self._conductor.rules.primary is None:
+            return b"", 1  # the rules refuse it
+        ops = self._resolve(write.ops)
+        if self._full:
+            if any(isinstance(op, Upsert) for op in ops):
+                raise InsufficientStorage(f"the disk is {self._settings.full_at:.0%} full; deletes and reads go on")
+            self._reserve.unlink(missing_ok=True)  # so that what deletes can still be logged
+        return encode_batch(write.time_ns, write.op_id, ops), len(ops)
 
     def _resolve(self, ops: Sequence[LoggedOp] | DeleteWhere) -> Sequence[LoggedOp]:
         if not isinstance(ops, DeleteWhere):
             return ops
-        return [Delete(i) for i in self.records.ids_matching(ops.filter)] or [Nothing()]
+        return [Delete(i) for i in self._conductor.records.ids_matching(ops.filter)] or [Nothing()]
 
-    def _commit(self, ready: list[tuple[_Write, Record]]) -> None:
-        """Log, apply, answer."""
-        if not ready:
-            return
-        try:
-            self.log.append([record for _, record in ready], sync=self._settings.wal_sync == "always")
-        except InsufficientStorage as error:
-            self._commit_deletes(ready, error)
-        except VecClusterError as error:
-            self.poison(error)
-            self._fail([write for write, _ in ready], error)
-        else:
-            self._show(ready)
-
-    def _commit_deletes(self, ready: list[tuple[_Write, Record]], error: InsufficientStorage) -> None:
-        """The disk is full: refuse upserts, and give up the reserve so that what deletes can still be logged."""
-        deletes = [(w, r) for w, r in ready if not any(isinstance(op, Upsert) for op in r.batch().ops)]
-        may = bool(deletes) and self._reserve.exists()
-        self._fail([w for w, r in ready if not may or (w, r) not in deletes], error)
-        if not may:
-            return
-        self._reserve.unlink()
-        again: list[tuple[_Write, Record]] = []
-        for write, record in deletes:
-            again.append((write, replace(record, first_seq=self._next_seq(again))))
-        self._commit(again)
-
-    def _show(self, ready: Sequence[tuple[_Write, Record]]) -> None:
-        """Apply what is durable, and answer."""
-        writes = [write for write, _ in ready]
-        try:
-            results = self._apply([record for _, record in ready])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the batch is durable and not shown
-            tell = _log.error if is_no_space(error) else _log.exception
-            tell("apply_failed", shard=str(self._spec.shard), seq=ready[0][1].first_seq, detail=reason(error))
-            why = error if isinstance(error, StorageCorrupt) else Unavailable(f"applying failed: {reason(error)}")
-            self.poison(why, error)
-            self._fail(writes, OutcomeUnknown("the write is in the log; it shows when the shard is opened again"))
-            return
-        for write, result in zip(writes, results, strict=True):
-            write.future.set_result(result)
-        self._applied()
-
-    def _apply(self, records: Sequence[Record]) -> Sequence[Written]:
-        """Apply durable records that follow what was applied before."""
-        failpoints.hit("apply")
-        return self.records.apply(records, self.feed.apply).results
-
-    def poison(self, error: VecClusterError, cause: BaseException | None = None) -> None:
-        """Take no more writes until the shard is opened again; reads go on from what was applied.
-
-        `StorageCorrupt` is about the rows: opening makes them anew from generations and log. What comes of a full
-        disk (`cause`, or that of `error`) is told as such, since a person has to make room.
-        """
-        if isinstance(error, StorageCorrupt) and not self.log.damage:
-            with suppress(OSError):
-                (self._path / SUSPECT).touch()
-        if self.failure is None:
-            if isinstance(error, StorageCorrupt):
-                self.failure = error
-            elif self._is_full(cause or error.__cause__):
-                self.failure = InsufficientStorage(_FULL)
-            else:
-                self.failure = Unavailable(error.detail)
-            _log.error("replica_poisoned", shard=str(self._spec.shard), detail=error.detail)
-
-    def _is_full(self, cause: BaseException | None) -> bool:
-        """Whether `cause` comes of a full disk; SQLite may say no more than "disk I/O error" then."""
-        failed = isinstance(cause, sqlite3.OperationalError | OSError)
-        return is_no_space(cause) or (failed and disk_usage(self._path) >= self._settings.full_at)
-
-    @staticmethod
-    def _fail(writes: Sequence[_Write], error: VecClusterError | None) -> None:
-        for write in writes:
-            if not write.future.done():
-                write.future.set_exception(error or Unavailable("writing failed"))
+    def _give_up(self, group: Sequence[_Item], error: VecClusterError) -> None:
+        """Answer whoever still waits: what was not ordered is not stored, of the rest nobody knows."""
+        self._conductor.refuse_all(error)
+        waiting = [*(w.future for w in self._held), *(i.future for i in group if isinstance(i, _Write))]
+        self._held.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(OutcomeUnknown(f"{error.detail}; the write may show or not"))
 
     def _keep_reserve(self) -> None:
-        if self.failure or self._reserve.exists():
+        if self._conductor.failure or self._reserve.exists():
             return
         with suppress(OSError):
             self._reserve.write_bytes(b"\0" * self._settings.reserve)

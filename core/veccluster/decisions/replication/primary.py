@@ -91,7 +91,8 @@ class Primary:
     def _of(self, member: Member) -> _Progress:
         return self._progress.setdefault(member, _Progress())
 
-    def _matched(self, member: Member) -> Seq:
+    def matched(self, member: Member) -> Seq:
+        """Up to where a member has the log durably, as far as it said so."""
         return self.journal.durable if member == self.me else self._of(member).matched
 
     # -- events
@@ -207,7 +208,7 @@ class Primary:
 
     def _durable_everywhere(self) -> Seq:
         """Up to where every member of the wait set has the log durably: all of them, never "any W" (2)."""
-        return min(map(self._matched, self.waiting))
+        return min(map(self.matched, self.waiting))
 
     def _acknowledge(self) -> Iterator[do.Effect]:
         done = [op for op, asked in self._asked.items() if asked.last <= self.commit and self._is_enough(asked)]
@@ -286,7 +287,7 @@ class Primary:
         yield from self._propose(replace(now, in_sync=in_sync, learners=now.learners - {member}))
 
     def _has_everything(self, member: Member) -> bool:
-        return self._of(member).heard and self._matched(member) >= max(self.commit, self._start)
+        return self._of(member).heard and self.matched(member) >= max(self.commit, self._start)
 
     def _let_go(self, silent: frozenset[Member]) -> Iterator[do.Effect]:
         """Ask etcd to call silent members learners, if enough are left, and wait for them until it has (3, 4)."""

@@ -1,0 +1,106 @@
+"""What the replicas of this node ask of etcd and of the other nodes, carried out.
+
+Replicas live in threads of their own; etcd is spoken to on the main loop. What comes back is fed to the replica that
+asked, if it is still open.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.messages import Header, Message
+from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.errors import VecClusterError
+from veccluster.model.state import NodeId, Revision, ShardId
+from veccluster_node.metadata.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from veccluster_node.host import ShardHost
+
+log = structlog.get_logger(__name__)
+
+
+class Sender(Protocol):
+    """The links to the other nodes."""
+
+    def send(self, node: NodeId, shard: ShardId, message: Message) -> None:
+        """Send a message; it may be lost."""
+
+
+class Offers(Protocol):
+    """Snapshots that others may fetch."""
+
+    def offer(self, shard: ShardId, header: Header, root: "Path") -> None:
+        """Make one for the member that `header` is for, and tell it."""
+
+
+class Replication:
+    """The surroundings of every replica of this node; the rest of the node is attached when it is there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.links: Sender | None = None
+        self.offers: Offers | None = None
+        self.store: Store | None = None
+        self.host: ShardHost | None = None
+        self._loop = loop
+        self._reading: set[ShardId] = set()
+
+    def send(self, shard: ShardId, to: Member, message: Message) -> None:
+        """Send a message; it may be lost."""
+        if self.links:
+            self.links.send(to.node, shard, message)
+
+    def offer_snapshot(self, shard: ShardId, header: Header) -> None:
+        """Let a member fetch everything."""
+        if self.offers and self.host:
+            self.offers.offer(shard, header, self.host.directory(shard))
+
+    def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
+        """Change the shard's record."""
+        self._soon(self._swap(shard, target, expected))
+
+    def read_configuration(self, shard: ShardId) -> None:
+        """Read the shard's record, unless that is under way."""
+        self._soon(self._read(shard))
+
+    def changed(self, shard: ShardId) -> None:
+        """Let the node's loops look again."""
+        if store := self.store:
+            self._call(store.wake)
+
+    async def _swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
+        outcome, now = on.Outcome.unknown, None
+        if self.store:
+            outcome, now = await self.store.swap_shard(shard, target, expected)
+        if self.host:
+            self.host.feed(shard, on.Answered(target, outcome, now))
+
+    async def _read(self, shard: ShardId) -> None:
+        if self.store is None or shard in self._reading:
+            return
+        self._reading.add(shard)
+        try:
+            now = await self.store.read_shard(shard)
+            if now and self.host:
+                self.host.see(shard, now)
+        except VecClusterError as error:
+            log.warning("configuration_not_read", shard=str(shard), reason=error.detail)
+        finally:
+            self._reading.discard(shard)
+
+    def _soon(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop has ended: the node stops
+            work.close()
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            log.debug("loop_ended")

@@ -1,0 +1,62 @@
+"""What a replica asks of the rest of its node, and how it shows where it stands.
+
+The replica's thread must never wait for a network, so every method of `Surroundings` returns at once; what comes of it
+arrives as an event (`Replica.feed`) or not at all, which the rules allow.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from veccluster.decisions.replication.messages import Header, Message
+from veccluster.decisions.replication.values import NO_EPOCH, NOTHING, Configuration, Member, Position
+from veccluster.model.state import Epoch, Revision, Seq, ShardId
+
+
+class Surroundings(Protocol):
+    """Every method may be called from any thread, returns at once and never raises."""
+
+    def send(self, shard: ShardId, to: Member, message: Message) -> None:
+        """Send a message; it may be lost."""
+
+    def offer_snapshot(self, shard: ShardId, header: Header) -> None:
+        """Let the member that `header` is for fetch everything, unless it is doing so already."""
+
+    def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
+        """Change the shard's record to `target` if its revision is `expected`; the answer comes as `Answered`."""
+
+    def read_configuration(self, shard: ShardId) -> None:
+        """Read the shard's record; it comes as `Seen`."""
+
+    def changed(self, shard: ShardId) -> None:
+        """Whoever decides about this replica should look again."""
+
+
+START = Position(NO_EPOCH, NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a member is, as its primary knows: operations that it lacks, and seconds since it was last heard."""
+
+    member: Member
+    behind: int
+    silent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a replica stood when its thread last looked. `heard` is when it last heard its primary (monotonic)."""
+
+    me: Member
+    serving: Epoch | None = None
+    """The epoch that it serves as primary."""
+    in_sync: bool = False
+    epoch: Epoch = NO_EPOCH
+    """The highest that it has seen."""
+    applied: Position = START
+    durable: Position = START
+    commit: Seq = NOTHING
+    configuration: Configuration | None = None
+    heard: float = 0.0
+    others: tuple[Progress, ...] = ()
+    """The other members, if it is primary."""
