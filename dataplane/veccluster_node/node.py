@@ -67,7 +67,9 @@ class DataNode:
         self._lease_lost_at: float | None = None
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
         self.coordinator = Coordinator(
+            self.id,
             lambda: self.state,
+            lambda holds, timeout: self.metadata().wait_until(holds, timeout=timeout),
             self.peers,
             read_timeout=settings.query_timeout,
             write_timeout=settings.write_timeout,

@@ -286,7 +286,7 @@ class AsyncClient:
         """A part of the collection in a stable order; `cursor` of the page before asks for the next."""
         query = _without_none(limit=str(limit), cursor=cursor, filter=_filter_text(filter))
         call = Call("GET", _path(collection, "/vectors"), query, self._sessions.headers(collection))
-        return decode(await self._send(call, timeout), Page)
+        return decode(await self._send(call, timeout, collection), Page)
 
     async def iterate(
         self,

@@ -1,7 +1,8 @@
 """Session tokens: what a client has seen of each shard, opaque to it.
 
 A write or a read answers with a token; the next read sends it back, and a replica that has not come so far does not
-answer. Tokens merge to the furthest position of each shard, so a client may send several.
+answer. Tokens merge to the furthest position of each shard, so a client may send several. Furthest by seq: what a token
+names was acknowledged or shown, and keeps its seq in every later epoch, while an earlier epoch may reach further.
 """
 
 import base64
@@ -39,8 +40,13 @@ def merge(several: Iterable[Positions]) -> dict[ShardId, Position]:
     merged: dict[ShardId, Position] = {}
     for positions in several:
         for shard, position in positions.items():
-            merged[shard] = max(position, merged.get(shard, position))
+            merged[shard] = max(position, merged.get(shard, position), key=_reach)
     return merged
+
+
+def _reach(position: Position) -> Position:
+    epoch, seq = position
+    return (seq, epoch)
 
 
 def _decode_one(token: str) -> dict[ShardId, Position]:

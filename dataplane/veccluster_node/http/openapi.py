@@ -244,6 +244,9 @@ def _answer(description: str, content: Json | None = None, **headers: str) -> Js
 
 
 _TOKEN: Final = {token.HEADER.replace("-", "_"): "The same as `token`."}
+_SEEN: Final = {
+    token.HEADER.replace("-", "_"): "Session token: a later read that sends it sees at least what this one saw."
+}
 
 
 def _operation(
@@ -322,6 +325,7 @@ def _vectors() -> Json:
                         "A page. In Arrow: columns id, vector, metadata.",
                         _content("Page", JSON, ARROW),
                         Cursor="Asks for what follows; not there on the last page.",
+                        **_SEEN,
                     )
                 },
                 errors=(400, 404, 406),
@@ -331,7 +335,7 @@ def _vectors() -> Json:
         "/v1/collections/{name}/vectors/{id}": {
             "get": _operation(
                 "Get a vector.",
-                {200: _answer("The vector.", _content("Vector"), **_TOKEN)},
+                {200: _answer("The vector.", _content("Vector"), **_SEEN)},
                 errors=(400, 404),
                 parameters=("name", "id", "read", "session"),
             ),
@@ -377,7 +381,7 @@ def _queries() -> Json:
         "/v1/collections/{name}/count": {
             "post": _operation(
                 "Count vectors.",
-                {200: _answer("How many there are.", _content("Counted"))},
+                {200: _answer("How many there are.", _content("Counted"), **_SEEN)},
                 errors=_BODY_ERRORS,
                 parameters=("name", "session"),
                 body=_content("Count"),

@@ -37,7 +37,7 @@ from veccluster_node.http import codecs, negotiation, openapi
 from veccluster_node.http.rows import UpsertBatch
 from veccluster_node.node import DataNode
 from veccluster_node.peer.messages import ShardReport
-from veccluster_node.query.coordinator import SearchPlan, Written
+from veccluster_node.query.coordinator import Reading, SearchPlan, Written
 
 T = TypeVar("T")
 
@@ -158,12 +158,13 @@ class Api:
 
     async def upsert(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/collections/{name}/vectors."""
-        _write_query(request)
+        query = _write_query(request)
         collection = await self._collection(request)
+        level = _write_level(query, collection)
         operation = negotiation.operation_id(request)
         kind = negotiation.check_content_type(request, negotiation.JSON, negotiation.NDJSON, negotiation.ARROW)
         if kind != negotiation.JSON:
-            return await self._upsert_stream(request, collection, kind, operation)
+            return await self._upsert_stream(request, collection, kind, operation, level)
         body = await negotiation.read_body(request, self.limits.max_body_size)
         batch, atomic = await _in_thread(len(body), codecs.decode_upsert_json, body, collection, self.limits)
         if atomic and collection.shards > 1:
@@ -171,11 +172,11 @@ class Api:
                 "atomic",
                 "atomic batches over several shards are not there yet; use false, or a collection of one shard",
             )
-        written = await self._store(collection, batch, operation)
+        written = await self._store(collection, batch, operation, level)
         return self._written(request, {"upserted": written.count}, written.positions)
 
     async def _upsert_stream(
-        self, request: web.Request, collection: Collection, kind: str, operation: str
+        self, request: web.Request, collection: Collection, kind: str, operation: str, level: WriteConsistency
     ) -> web.StreamResponse:
         """Apply a body of any length batch by batch; the next one is decoded while the last one is written.
 
@@ -184,7 +185,7 @@ class Api:
         """
         decode = codecs.decode_upsert_ndjson if kind == negotiation.NDJSON else codecs.decode_upsert_arrow
         chunks = negotiation.body_chunks(request)
-        behind = _WriteBehind(lambda batch, number: self._store(collection, batch, f"{operation} {number}"))
+        behind = _WriteBehind(lambda batch, number: self._store(collection, batch, f"{operation} {number}", level))
         try:
             async for batch in decode(chunks, collection, self.limits, self.batch_rows):
                 await behind.write(batch)
@@ -193,31 +194,39 @@ class Api:
             raise await behind.give_up(error) from None
         return self._written(request, {"upserted": behind.stored}, behind.positions)
 
-    async def _store(self, collection: Collection, batch: UpsertBatch, operation: str) -> Written:
-        return await self.node.coordinator.upsert(collection, batch.ids, batch.vectors, batch.metadata, operation)
+    async def _store(
+        self, collection: Collection, batch: UpsertBatch, operation: str, level: WriteConsistency
+    ) -> Written:
+        return await self.node.coordinator.upsert(
+            collection, batch.ids, batch.vectors, batch.metadata, operation, level
+        )
 
     async def delete_vectors(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/collections/{name}/vectors/delete."""
-        _write_query(request)
+        query = _write_query(request)
         collection = await self._collection(request)
+        level = _write_level(query, collection)
         operation = negotiation.operation_id(request)
         negotiation.check_content_type(request, negotiation.JSON)
         body = await negotiation.read_body(request, self.limits.max_body_size)
         asked = (await _in_thread(len(body), codecs.decode_options, api.Delete, body, self.limits)).check(self.limits)
         if asked.ids is not None:
             ids = list(dict.fromkeys(asked.ids))
-            written = await self.node.coordinator.delete_ids(collection, ids, operation)
+            written = await self.node.coordinator.delete_ids(collection, ids, operation, level)
         else:
             filters.parse(asked.filter, self.limits)
-            written = await self.node.coordinator.delete_where(collection, orjson.dumps(asked.filter), operation)
+            where = orjson.dumps(asked.filter)
+            written = await self.node.coordinator.delete_where(collection, where, operation, level)
         return self._written(request, {"deleted": written.count}, written.positions)
 
     async def delete_vector(self, request: web.Request) -> web.StreamResponse:
         """DELETE /v1/collections/{name}/vectors/{id}."""
-        _write_query(request)
+        query = _write_query(request)
         collection = await self._collection(request)
         vector_id = _id_of(request)
-        written = await self.node.coordinator.delete_ids(collection, [vector_id], negotiation.operation_id(request))
+        operation = negotiation.operation_id(request)
+        level = _write_level(query, collection)
+        written = await self.node.coordinator.delete_ids(collection, [vector_id], operation, level)
         if not written.count:
             raise VectorNotFound(f"collection {collection.name} holds no vector {vector_id!r}")
         return self._written(request, {"deleted": written.count}, written.positions)
@@ -225,13 +234,14 @@ class Api:
     async def vector(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/collections/{name}/vectors/{id}."""
         collection = await self._collection(request)
-        _read_query(request)
+        query = _read_query(request)
         vector_id = _id_of(request)
-        found, positions = await self.node.coordinator.get(collection, [vector_id], self._session(request))
+        reading = self._reading(request, collection, _read_level(query))
+        found, positions = await self.node.coordinator.get(collection, [vector_id], reading)
         if vector_id not in found:
             raise VectorNotFound(f"collection {collection.name} holds no vector {vector_id!r}")
         response = web.Response(body=codecs.encode_vector(found[vector_id]), content_type=negotiation.JSON)
-        response.headers[token.HEADER] = token.encode(token.merge([self._session(request), positions]))
+        response.headers[token.HEADER] = token.encode(token.merge([reading.session, positions]))
         return response
 
     async def vectors(self, request: web.Request) -> web.StreamResponse:
@@ -241,14 +251,17 @@ class Api:
         limit = _limit(query, self.limits.max_list)
         where = self._filter_of(query)
         accept = negotiation.choose(request, negotiation.JSON, negotiation.ARROW)
-        session = self._session(request)
-        ids = await self.node.coordinator.list_ids(collection, _after(query), limit, where, session)
-        found, _ = await self.node.coordinator.get(collection, ids, session)
+        reading = self._reading(request, collection, _read_level(query))
+        ids, positions = await self.node.coordinator.list_ids(collection, _after(query), limit, where, reading)
+        # Whichever replicas give the vectors must have come as far as those that gave the ids.
+        seen = token.merge([reading.session, positions])
+        found, _ = await self.node.coordinator.get(collection, ids, Reading(ReadConsistency.session, seen))
         page = [found[i] for i in ids if i in found]
         cursor = _cursor_after(ids[-1]) if len(ids) == limit else None
         size = sum(len(v.vector) + len(v.metadata) for v in page)
         body = await _in_thread(size, codecs.encode_page, page, cursor, accept, collection.dimension)
-        return web.Response(body=body, content_type=accept, headers={"Cursor": cursor} if cursor else None)
+        headers = {token.HEADER: token.encode(seen)} | ({"Cursor": cursor} if cursor else {})
+        return web.Response(body=body, content_type=accept, headers=headers)
 
     async def count(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/collections/{name}/count."""
@@ -262,8 +275,11 @@ class Api:
         if asked.filter is not None:
             filters.parse(asked.filter, self.limits)
             where = orjson.dumps(asked.filter)
-        count = await self.node.coordinator.count(collection, where, self._session(request))
-        return _json(api.Counted(count=count))
+        reading = self._reading(request, collection, asked.consistency)
+        count, positions = await self.node.coordinator.count(collection, where, reading)
+        reply = _json(api.Counted(count=count))
+        reply.headers[token.HEADER] = token.encode(token.merge([reading.session, positions]))
+        return reply
 
     async def search(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/collections/{name}/search."""
@@ -277,7 +293,7 @@ class Api:
             asked = await _in_thread(len(body), codecs.decode_search_json, body, collection, self.limits)
         else:
             asked = codecs.decode_search_binary(body, _query(request, *BINARY_ARGUMENTS), collection, self.limits)
-        session = self._session(request)
+        reading = self._reading(request, collection, asked.consistency)
         plan = SearchPlan(
             vectors=asked.vectors,
             k=asked.k,
@@ -288,8 +304,8 @@ class Api:
             with_vector="vector" in asked.include,
             allow_partial=asked.allow_partial,
         )
-        found = await self.node.coordinator.search(collection, plan, session)
-        seen = token.encode(token.merge([session, found.positions]))
+        found = await self.node.coordinator.search(collection, plan, reading)
+        seen = token.encode(token.merge([reading.session, found.positions]))
         envelope = {
             "partial": bool(found.missing),
             "missing_shards": list(found.missing),
@@ -364,10 +380,13 @@ class Api:
         return found
 
     def _session(self, request: web.Request) -> Session:
-        """What the client has seen of collections that there are; every level of a single replica includes it."""
+        """What the client has seen of collections that there are."""
         seen = token.decode(",".join(request.headers.getall(token.HEADER, [])))
         held = {c.uuid for c in self.node.state.collections.values()}
         return {shard: position for shard, position in seen.items() if shard.collection in held}
+
+    def _reading(self, request: web.Request, collection: Collection, level: ReadConsistency | None) -> Reading:
+        return Reading(level or collection.read_consistency, self._session(request))
 
     def _filter_of(self, query: Mapping[str, str]) -> bytes | None:
         return codecs.filter_json(query["filter"], self.limits) if "filter" in query else None
@@ -469,6 +488,14 @@ def _with_level(query: dict[str, str], levels: type[ReadConsistency | WriteConsi
     if (asked := query.get("consistency")) is not None and asked not in set(levels):
         raise InvalidRequest.field("consistency", f"must be one of {', '.join(levels)}, is {asked!r}")
     return query
+
+
+def _read_level(query: Mapping[str, str]) -> ReadConsistency | None:
+    return ReadConsistency(query["consistency"]) if "consistency" in query else None
+
+
+def _write_level(query: Mapping[str, str], collection: Collection) -> WriteConsistency:
+    return WriteConsistency(query["consistency"]) if "consistency" in query else collection.write_consistency
 
 
 def _limit(query: Mapping[str, str], most: int) -> int:

@@ -139,6 +139,7 @@ class Listed(Reply, frozen=True):
 
     ids: list[str]
     failed: Failures
+    applied: dict[int, Position] = {}
 
 
 class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
@@ -159,6 +160,7 @@ class Counted(Reply, frozen=True):
 
     count: int
     failed: Failures
+    applied: dict[int, Position] = {}
 
 
 class Count(Request[Counted], frozen=True, tag=True, kw_only=True):

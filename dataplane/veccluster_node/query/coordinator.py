@@ -1,12 +1,12 @@
 """Carry out a client's request over all shards of a collection: any node can, from what it knows of the cluster.
 
-A write goes to the primary of each id's shard, all at once. A read asks each node once for all of its shards and merges
-what comes back. What could not be done is said by shard: reads fail with `ShardsUnavailable` unless the client allows a
-partial answer; writes say which ids are stored, which are not, and of which nobody knows.
+A write goes to the primary of each id's shard, all at once (`writes`). A read asks each node once for all of its shards
+and merges what comes back (`reads`). What could not be done is said by shard: reads fail with `ShardsUnavailable`
+unless the client allows a partial answer; writes say which ids are stored, which are not, and of which nobody knows.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -22,18 +22,29 @@ from veccluster.errors import (
     InsufficientStorage,
     OutcomeUnknown,
     ShardsUnavailable,
+    TooFewReplicas,
     Unavailable,
     VecClusterError,
-    from_problem,
 )
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Collection, NodeId, ShardId
+from veccluster.model.state import Collection, NodeId, ReadConsistency, ShardId, WriteConsistency
 from veccluster.model.token import Position
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.query.asking import Asking, Wait
+from veccluster_node.query.reads import Build, Positions, Read
+from veccluster_node.query.writes import write
 
 R = TypeVar("R", bound=m.Reply)
 Session = Mapping[ShardId, Position]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a read may miss, and what its client has seen."""
+
+    level: ReadConsistency
+    session: Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +79,21 @@ class SearchPlan:
 
 
 class Coordinator:
-    """Requests over a whole collection; holds no state of its own."""
+    """Requests over a whole collection, as node `me` sees it; `wait` is for a change of the state."""
 
     def __init__(
-        self, state: Callable[[], ClusterState], peers: Peers, *, read_timeout: float, write_timeout: float
+        self,
+        me: NodeId,
+        state: Callable[[], ClusterState],
+        wait: Wait,
+        peers: Peers,
+        *,
+        read_timeout: float,
+        write_timeout: float,
     ) -> None:
         self._state = state
         self._peers = peers
+        self._asking = Asking(me, state, wait, peers)
         self._read_timeout = read_timeout
         self._write_timeout = write_timeout
 
@@ -87,6 +106,7 @@ class Coordinator:
         vectors: npt.NDArray[np.float32],
         metadata: Sequence[bytes],
         op_id: str,
+        level: WriteConsistency,
     ) -> Written:
         """Store a batch; `vectors` is float32 (n, dimension). Each shard takes its part whole or not at all."""
         rows = _rows_by_shard(collection, ids)
@@ -100,38 +120,45 @@ class Coordinator:
             )
             for n, chosen in rows.items()
         }
-        return await self._write(collection, requests, {n: r.ids for n, r in requests.items()}, "upserted", "stored")
+        held = {n: r.ids for n, r in requests.items()}
+        return await self._write(collection, requests, held, level, "upserted", "stored")
 
-    async def delete_ids(self, collection: Collection, ids: Sequence[str], op_id: str) -> Written:
+    async def delete_ids(
+        self, collection: Collection, ids: Sequence[str], op_id: str, level: WriteConsistency
+    ) -> Written:
         """Remove these ids; those that are not there are no error and do not count."""
         rows = _rows_by_shard(collection, ids)
         requests = {
             n: m.DeleteIds(shard=ShardId(collection.uuid, n), op_id=op_id, ids=[ids[i] for i in chosen])
             for n, chosen in rows.items()
         }
-        return await self._write(collection, requests, {n: r.ids for n, r in requests.items()}, "deleted", "deleted")
+        held = {n: r.ids for n, r in requests.items()}
+        return await self._write(collection, requests, held, level, "deleted", "deleted")
 
-    async def delete_where(self, collection: Collection, filter_json: bytes, op_id: str) -> Written:
+    async def delete_where(
+        self, collection: Collection, filter_json: bytes, op_id: str, level: WriteConsistency
+    ) -> Written:
         """Remove what matches, in every shard."""
         requests = {
             n: m.DeleteWhere(shard=ShardId(collection.uuid, n), op_id=op_id, filter=filter_json)
             for n in range(collection.shards)
         }
-        return await self._write(collection, requests, {}, "deleted", "deleted")
+        return await self._write(collection, requests, {}, level, "deleted", "deleted")
 
     async def _write(
         self,
         collection: Collection,
         requests: Mapping[int, m.Write],
         ids: Mapping[int, Sequence[str]],
+        level: WriteConsistency,
         counted: str,
         done: str,
     ) -> Written:
-        async def one(number: int, request: m.Write) -> m.Written:
-            request = msgspec.structs.replace(request, op_id=_operation(request))
-            return await self._peers.call(self._primary(collection, number), request, timeout=self._write_timeout)
+        async def one(request: m.Write) -> m.Written:
+            named = msgspec.structs.replace(request, op_id=_operation(request), level=level)
+            return await write(self._asking, named, timeout=self._write_timeout)
 
-        answers = await asyncio.gather(*(one(n, r) for n, r in requests.items()), return_exceptions=True)
+        answers = await asyncio.gather(*(one(r) for r in requests.values()), return_exceptions=True)
         good: dict[int, m.Written] = {}
         failed: dict[int, VecClusterError] = {}
         for number, answer in zip(requests, answers, strict=True):
@@ -148,15 +175,15 @@ class Coordinator:
 
     # Reads
 
-    async def search(self, collection: Collection, plan: SearchPlan, session: Session) -> Found:
+    async def search(self, collection: Collection, plan: SearchPlan, reading: Reading) -> Found:
         """The k nearest of each query over every shard, by distance, then id."""
         raw = np.ascontiguousarray(plan.vectors, dtype="<f4").tobytes()
 
-        def request(numbers: list[int]) -> m.Search:
+        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Search:
             return m.Search(
                 collection=collection.uuid,
                 shards=numbers,
-                at_least=_at_least(session, collection, numbers),
+                at_least=at_least,
                 vectors=raw,
                 queries=len(plan.vectors),
                 k=plan.k,
@@ -165,40 +192,38 @@ class Coordinator:
                 exact=plan.exact,
                 with_metadata=plan.with_metadata,
                 with_vector=plan.with_vector,
+                level=level,
             )
 
-        replies, failed = await self._fan_out(collection, range(collection.shards), request)
-        if failed and not plan.allow_partial:
-            raise _read_failure(collection, failed)
-        lists = (merge(*(r.hits[q] for r in replies), key=_nearness) for q in range(len(plan.vectors)))
+        read = self._reading(collection, reading, request)
+        part = await read.run(range(collection.shards), patient=not plan.allow_partial)
+        if part.failed and not plan.allow_partial:
+            raise _read_failure(collection, part.failed)
+        lists = (merge(*(r.hits[q] for r in part.good), key=_nearness) for q in range(len(plan.vectors)))
         hits = [list(islice(merged, plan.k)) for merged in lists]
-        return Found(hits, _positions(collection, (r.applied for r in replies)), sorted(failed))
+        return Found(hits, _positions(collection, (r.applied for r in part.good)), sorted(part.failed))
 
     async def get(
-        self, collection: Collection, ids: Sequence[str], session: Session
-    ) -> tuple[dict[str, m.StoredVector], dict[ShardId, Position]]:
-        """The vectors that exist among `ids`, by id."""
+        self, collection: Collection, ids: Sequence[str], reading: Reading
+    ) -> tuple[dict[str, m.StoredVector], Session]:
+        """The vectors that exist among `ids`, by id, and up to where the shards were read."""
         rows = _rows_by_shard(collection, ids)
 
-        def request(numbers: list[int]) -> m.Get:
-            return m.Get(
-                collection=collection.uuid,
-                ids={n: [ids[i] for i in rows[n]] for n in numbers},
-                at_least=_at_least(session, collection, numbers),
-            )
+        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Get:
+            wanted = {n: [ids[i] for i in rows[n]] for n in numbers}
+            return m.Get(collection=collection.uuid, ids=wanted, at_least=at_least, level=level)
 
-        replies, failed = await self._fan_out(collection, rows, request)
-        if failed:
-            raise _read_failure(collection, failed)
+        replies = await self._read_all(collection, rows, reading, request)
         return {s.id: s for r in replies for s in r.found}, _positions(collection, (r.applied for r in replies))
 
     async def list_ids(
-        self, collection: Collection, after: str | None, limit: int, filter_json: bytes | None, session: Session
-    ) -> list[str]:
-        """The first `limit` ids after `after` in the order of their UTF-8 bytes, over every shard."""
+        self, collection: Collection, after: str | None, limit: int, filter_json: bytes | None, reading: Reading
+    ) -> tuple[list[str], Session]:
+        """The first `limit` ids after `after` in the order of their UTF-8 bytes, over every shard, and up to where
+        those were read.
+        """
 
-        def request(numbers: list[int]) -> m.ListIds:
-            at_least = _at_least(session, collection, numbers)
+        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.ListIds:
             return m.ListIds(
                 collection=collection.uuid,
                 shards=numbers,
@@ -206,32 +231,48 @@ class Coordinator:
                 limit=limit,
                 filter=filter_json,
                 at_least=at_least,
+                level=level,
             )
 
-        replies, failed = await self._fan_out(collection, range(collection.shards), request)
-        if failed:
-            raise _read_failure(collection, failed)
-        return list(islice(merge(*(r.ids for r in replies)), limit))
+        replies = await self._read_all(collection, range(collection.shards), reading, request)
+        ids = list(islice(merge(*(r.ids for r in replies)), limit))
+        return ids, _positions(collection, (r.applied for r in replies))
 
-    async def count(self, collection: Collection, filter_json: bytes | None, session: Session) -> int:
-        """How many vectors match, over every shard."""
+    async def count(self, collection: Collection, filter_json: bytes | None, reading: Reading) -> tuple[int, Session]:
+        """How many vectors match, over every shard, and up to where those were read."""
 
-        def request(numbers: list[int]) -> m.Count:
-            at_least = _at_least(session, collection, numbers)
-            return m.Count(collection=collection.uuid, shards=numbers, filter=filter_json, at_least=at_least)
+        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Count:
+            return m.Count(
+                collection=collection.uuid, shards=numbers, filter=filter_json, at_least=at_least, level=level
+            )
 
-        replies, failed = await self._fan_out(collection, range(collection.shards), request)
-        if failed:
-            raise _read_failure(collection, failed)
-        return sum(r.count for r in replies)
+        replies = await self._read_all(collection, range(collection.shards), reading, request)
+        return sum(r.count for r in replies), _positions(collection, (r.applied for r in replies))
+
+    def _reading(self, collection: Collection, reading: Reading, request: Build[R]) -> Read[R]:
+        return Read(self._asking, collection, reading.level, reading.session, request, self._read_timeout)
+
+    async def _read_all(
+        self, collection: Collection, numbers: Iterable[int], reading: Reading, request: Build[R]
+    ) -> list[R]:
+        part = await self._reading(collection, reading, request).run(numbers, patient=True)
+        if part.failed:
+            raise _read_failure(collection, part.failed)
+        return part.good
 
     async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], frozenset[NodeId]]:
-        """What every reachable node says of its shards, and the nodes that could not be asked."""
-        nodes = list(self._state().nodes)
+        """What the nodes say of their shards, once each, and the nodes that could not be asked."""
+        state = self._state()
+        nodes = list(state.nodes)
         asked = (self._ask_for_report(node, uuid) for node in nodes)
-        answers = await asyncio.gather(*asked)
-        reports = [r for answer in answers if answer is not None for r in answer.shards]
-        return reports, frozenset(n for n, answer in zip(nodes, answers, strict=True) if answer is None)
+        answers = dict(zip(nodes, await asyncio.gather(*asked), strict=True))
+        reports: dict[ShardId, m.ShardReport] = {}
+        for node, answer in answers.items():
+            for report in answer.shards if answer else ():
+                record = state.shards.get(report.shard)
+                if report.shard not in reports or (record and record.primary.node == node):
+                    reports[report.shard] = report  # what its primary says counts, if that says something
+        return list(reports.values()), frozenset(n for n, answer in answers.items() if answer is None)
 
     async def spread(self, collection: Collection, *, gone: bool = False) -> None:
         """Wait until every node that can be asked knows that the collection is there, or `gone`.
@@ -248,49 +289,12 @@ class Coordinator:
         except VecClusterError:
             return None
 
-    async def _fan_out(
-        self, collection: Collection, numbers: Iterable[int], request: Callable[[list[int]], m.Request[R]]
-    ) -> tuple[list[R], dict[int, VecClusterError]]:
-        """Ask each node once for all of its shards; a client's own error is raised, any other is kept by shard."""
-        by_node: dict[NodeId, list[int]] = {}
-        failed: dict[int, VecClusterError] = {}
-        for number in numbers:
-            try:
-                by_node.setdefault(self._primary(collection, number), []).append(number)
-            except ShardsUnavailable as error:
-                failed[number] = error
-        calls: list[Awaitable[R]] = [
-            self._peers.call(node, request(shards), timeout=self._patience(node)) for node, shards in by_node.items()
-        ]
-        good: list[R] = []
-        for shards, answer in zip(by_node.values(), await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(answer, VecClusterError) and answer.status >= 500:
-                failed |= dict.fromkeys(shards, answer)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                good.append(answer)
-                problems: m.Failures = getattr(answer, "failed", {})
-                failed |= {n: from_problem(p) for n, p in problems.items()}
-        return good, failed
-
-    def _patience(self, node: NodeId) -> float:
-        """Seconds to wait for a read: few for a node whose lease has ended, though it may still answer."""
-        return self._read_timeout if node in self._state().alive else min(self._read_timeout, LITTLE_PATIENCE)
-
-    def _primary(self, collection: Collection, number: int) -> NodeId:
-        shard = self._state().shards.get(ShardId(collection.uuid, number))
-        if shard is None:
-            raise ShardsUnavailable(f"shard {number} has not been given to a node yet", missing_shards=[number])
-        return shard.primary.node
-
 
 REPORT_TIMEOUT = 2.0
-LITTLE_PATIENCE = 1.0
 
 
 def _operation(request: m.Write) -> str:
-    """What names this write in its shard: the client's operation id and what is to be done.
+    """What names this write in its shard: the client's operation id and what is to be done, at whatever level.
 
     Without the latter a write with another's id, say of a batch that was mended after an error, would be answered as
     the first one was, and lost.
@@ -304,10 +308,6 @@ def _rows_by_shard(collection: Collection, ids: Sequence[str]) -> dict[int, list
     for row, number in enumerate(hashing.shards_of(ids, hashing.starts(collection.shards))):
         rows.setdefault(int(number), []).append(row)
     return rows
-
-
-def _at_least(session: Session, collection: Collection, numbers: Iterable[int]) -> dict[int, Position]:
-    return {n: session[i] for n in numbers if (i := ShardId(collection.uuid, n)) in session}
 
 
 def _positions(collection: Collection, applied: Iterable[Mapping[int, Position]]) -> dict[ShardId, Position]:
@@ -356,7 +356,9 @@ def _write_failure(
     why = _why(collection, failed)
     if unknown:
         return OutcomeUnknown(f"nobody knows whether this was {done}, send it again: {why}", **extra)
-    if all(isinstance(e, InsufficientStorage) for e in failed.values()):
-        return InsufficientStorage(f"not {done}: {why}", **extra)
-    kind = ShardsUnavailable if all(isinstance(e, Unavailable) for e in failed.values()) else VecClusterError
-    return kind(f"not {done}: {why}", **extra)
+    for kind in (InsufficientStorage, TooFewReplicas):
+        if all(isinstance(e, kind) for e in failed.values()):
+            return kind(f"not {done}: {why}", **extra)
+    if all(isinstance(e, Unavailable) for e in failed.values()):
+        return ShardsUnavailable(f"not {done}: {why}", **extra)
+    return VecClusterError(f"not {done}: {why}", **extra)
