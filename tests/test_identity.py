@@ -75,11 +75,12 @@ def test_a_renewed_replica_is_another_member_and_was_never_begun(tmp_path: Path)
     assert after.overrides() == {str(SHARD): after.member(SHARD).incarnation}
 
 
-def test_nothing_is_kept_of_a_replica_that_was_dropped(tmp_path: Path) -> None:
-    identity = claim(tmp_path, "n0")
+def test_nothing_is_kept_of_a_collection_that_was_dropped(tmp_path: Path) -> None:
+    identity, other = claim(tmp_path, "n0"), ShardId("another", 0)
+    identity.begin(other)
     identity.renew(SHARD)
-    identity.forget(SHARD)
-    assert _again(identity, tmp_path).disk.replicas == {}
+    identity.forget(SHARD.collection)
+    assert set(_again(identity, tmp_path).disk.replicas) == {other}
 
 
 def test_changes_from_many_threads_are_all_there(tmp_path: Path) -> None:

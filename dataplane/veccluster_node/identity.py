@@ -91,9 +91,9 @@ class Identity:
         """What was here of the shard counts no more: another incarnation, of which nothing is here."""
         self._change(lambda now: {**now, shard: Kept(Incarnation(uuid.uuid4().hex), present=False)})
 
-    def forget(self, shard: ShardId) -> None:
-        """The shard's collection was dropped, and there will never be another one with its uuid."""
-        self._change(lambda now: {i: k for i, k in now.items() if i != shard})
+    def forget(self, collection: str) -> None:
+        """The collection with this uuid was dropped, and there will never be another one with it."""
+        self._change(lambda now: {i: k for i, k in now.items() if i.collection != collection})
 
     def _change(self, change: Callable[[Mapping[ShardId, Kept]], Mapping[ShardId, Kept]]) -> None:
         with self._changing:

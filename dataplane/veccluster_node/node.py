@@ -146,7 +146,7 @@ class DataNode:
             self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
         async with _connected(self._config) as client:
             store = Store(client, Keys(self._config.namespace, self._config.cluster))
-            self._reconciler = Reconciler(self.id, me.incarnation, store, self.host)
+            self._reconciler = Reconciler(self._identity, store, self.host)
             self.store = store
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(store.follow())

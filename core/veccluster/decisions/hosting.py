@@ -154,12 +154,12 @@ def assigned(disk: Disk, state: ClusterState) -> list[Shard]:
     return sorted((s for i, s in state.shards.items() if disk.member(i) in s.members), key=lambda s: s.id)
 
 
-def is_held_by_others(record: Shard, member: Member) -> bool:
+def is_held_by_others(record: Shard | Configuration, member: Member) -> bool:
     """Whether a replica of another node has everything that was acknowledged."""
     return any(m.node != member.node for m in record.in_sync)
 
 
-def may_renew(record: Shard, member: Member) -> bool:
+def may_renew(record: Shard | Configuration, member: Member) -> bool:
     """Whether nothing is lost if `member` is empty from now on."""
     return record.epoch == FIRST_EPOCH or is_held_by_others(record, member)
 
