@@ -16,13 +16,19 @@ def test_deciding_twice_changes_nothing(state: ClusterState) -> None:
 
 
 @given(states())
-def test_every_shard_of_every_collection_gets_a_living_node_when_there_is_one(state: ClusterState) -> None:
+def test_every_shard_gets_as_many_living_nodes_as_it_asks_for_or_there_are_if_they_are_enough(
+    state: ClusterState,
+) -> None:
     after = lead(state)
     for wanted in after.collections.values():
         made = after.shards_of(wanted)
-        fresh = [s for s in made if s.id not in state.shards]
-        assert all(s.primary.node in state.alive for s in fresh)
-        assert len(made) == wanted.shards or not state.alive
+        assert len(made) == wanted.shards or wanted.min_in_sync > len(state.alive)
+        for fresh in (s for s in made if s.id not in state.shards):
+            holders = [m.node for m in fresh.in_sync]
+            assert len(holders) == len(set(holders)) == min(wanted.replication_factor, len(state.alive))
+            assert set(holders) <= set(state.alive)
+            assert fresh.primary in fresh.in_sync
+            assert len(holders) >= fresh.min_in_sync == wanted.min_in_sync
 
 
 @given(states())
@@ -44,10 +50,29 @@ def test_a_shard_that_was_ever_opened_is_never_moved(state: ClusterState) -> Non
 
 
 @given(states())
-def test_a_shard_that_a_dead_node_never_opened_goes_to_a_living_one(state: ClusterState) -> None:
+def test_a_shard_that_was_never_served_goes_to_nodes_that_live(state: ClusterState) -> None:
     after = lead(msgspec.structs.replace(state, alive={NodeId("n0"): load(NodeId("n0"))}))
-    uuids = {c.uuid for c in after.collections.values()}
-    assert all(s.primary.node == "n0" for i, s in after.shards.items() if i.collection in uuids)
+    for wanted in after.collections.values():
+        for made in after.shards_of(wanted):
+            assert {m.node for m in made.in_sync} == {"n0"} or wanted.min_in_sync > 1
+
+
+def test_a_disk_that_was_replaced_before_its_shards_were_served_is_given_them_as_the_new_one() -> None:
+    nodes = {node(i).id: node(i) for i in range(2)}
+    words = collection("words", 2, factor=2)
+    state = lead(ClusterState(nodes=nodes, alive={i: load(i) for i in nodes}, collections={"words": words}))
+    nodes[NodeId("n0")] = msgspec.structs.replace(nodes[NodeId("n0")], incarnation="new-disk")
+    after = lead(msgspec.structs.replace(state, nodes=nodes))
+    assert all({m.incarnation for m in s.in_sync} == {"new-disk", "disk-1"} for s in after.shards.values())
+
+
+def test_a_collection_waits_until_there_are_nodes_for_the_copies_that_writes_ask_for() -> None:
+    nodes = {node(i).id: node(i) for i in range(3)}
+    words = collection("words", 1, factor=3)
+    state = ClusterState(nodes=nodes, alive={NodeId("n0"): load(NodeId("n0"))}, collections={"words": words})
+    assert lead(state).shards == {}
+    two = msgspec.structs.replace(state, alive={NodeId(f"n{i}"): load(NodeId(f"n{i}")) for i in range(2)})
+    assert [len(s.in_sync) for s in lead(two).shards.values()] == [2]
 
 
 def test_a_drop_is_finished_only_when_every_node_has_reported() -> None:

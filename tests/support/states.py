@@ -26,8 +26,16 @@ def load(node_id: NodeId, serving: Iterable[ShardId] = ()) -> Load:
     return Load(id=node_id, boot="boot", serving=tuple(map(str, serving)))
 
 
-def collection(name: str, shards: int) -> Collection:
-    return Collection(name=name, uuid=f"uuid-{name}", dimension=4, metric=Metric.cosine, shards=shards)
+def collection(name: str, shards: int, factor: int = 1) -> Collection:
+    return Collection(
+        name=name,
+        uuid=f"uuid-{name}",
+        dimension=4,
+        metric=Metric.cosine,
+        shards=shards,
+        replication_factor=factor,
+        min_in_sync=factor // 2 + 1,
+    )
 
 
 @st.composite
@@ -35,7 +43,10 @@ def states(draw: st.DrawFn) -> ClusterState:
     """Nodes of which some are down, collections of which some have shards already, dropped collections."""
     nodes = [node(i) for i in range(draw(st.integers(1, 5)))]
     up = draw(st.sets(st.sampled_from(nodes).map(lambda n: n.id)))
-    collections = {n: collection(n, draw(st.integers(1, 8))) for n in draw(st.sets(st.sampled_from(NAMES)))}
+    collections = {
+        n: collection(n, draw(st.integers(1, 8)), draw(st.integers(1, 3)))
+        for n in draw(st.sets(st.sampled_from(NAMES)))
+    }
     state = ClusterState(
         collections=collections,
         nodes={n.id: n for n in nodes},

@@ -1,10 +1,13 @@
 """Decide what the leader does about collections: give new shards to nodes, clear away deleted collections.
 
+Which nodes hold a shard that was served is for replication/failover.py.
+
 Pure: the leader reads etcd, calls `decide`, and applies the actions as transactions fenced by its term. On the
 result a second call returns nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
@@ -39,7 +42,7 @@ class FinishDrop:
 
 @dataclass(frozen=True, slots=True)
 class Reassign:
-    """Give a shard that its node never opened, so that it holds nothing, to another; `before` is what it was."""
+    """Give a shard that was never served, so that it holds nothing, to other nodes; `before` is what it was."""
 
     before: Shard
     after: Shard
@@ -60,41 +63,60 @@ def decide(state: ClusterState) -> Iterator[Action]:
 
 
 def _new_shards(state: ClusterState) -> Iterator[CreateShards]:
-    able = {n.id: n for n in state.live_nodes() if n.state is NodeState.active}
-    missing = {c.uuid: [i for i in _shard_ids(c) if i not in state.shards] for c in state.collections.values()}
-    if not able or not any(missing.values()):
-        return
-    kept = (i for i in state.shards if i.collection in missing and state.shards[i].primary.node in able)
-    current = {i: tuple(m.node for m in state.shards[i].in_sync if m.node in able) for i in kept}
-    wanted = {i for ids in missing.values() for i in ids} | current.keys()
-    factors = {c.uuid: c.replication_factor for c in state.collections.values()}
-    placed = placement.extend(wanted, able.values(), factors, current)
+    """With as many copies as there are nodes to hold them; a collection that asks for more of them in sync waits."""
+    able = _able(state)
+    missing = {
+        c.uuid: [i for i in _shard_ids(c) if i not in state.shards]
+        for c in state.collections.values()
+        if c.min_in_sync <= len(able)
+    }
+    wanted = {i for ids in missing.values() for i in ids}
+    placed = _placed(state, wanted, able) if wanted else {}
     for collection in sorted(state.collections.values(), key=lambda c: c.name):
-        if ids := missing[collection.uuid]:
+        if ids := missing.get(collection.uuid):
             yield CreateShards(collection, tuple(_shard(collection, i, placed[i], able) for i in ids))
 
 
 def _never_opened(state: ClusterState) -> Iterator[Reassign]:
-    """A collection can be used although a node died before it opened its part of it."""
-    able = {n.id: n for n in state.live_nodes() if n.state is NodeState.active}
-    by_uuid = {c.uuid: c for c in state.collections.values()}
-    empty = [i for i, s in state.shards.items() if s.epoch == FIRST_EPOCH and s.primary.node not in able]
-    for shard_id in sorted(i for i in empty if able and i.collection in by_uuid):
-        kept = {
-            i: (s.primary.node,) for i, s in state.shards.items() if s.primary.node in able and i.collection in by_uuid
-        }
-        placed = placement.extend({shard_id} | kept.keys(), able.values(), 1, kept)
-        before, node = state.shards[shard_id], able[placed[shard_id][0]]
-        home = node.member(shard_id)
-        after = msgspec.structs.replace(before, primary=home, in_sync=(home,))
+    """A collection can be used although a node, or its disk, is gone since before it opened its part of it."""
+    able, by_uuid = _able(state), {c.uuid: c for c in state.collections.values()}
+    waiting = {
+        i
+        for i, s in state.shards.items()
+        if s.epoch == FIRST_EPOCH
+        and i.collection in by_uuid
+        and s.min_in_sync <= len(able)
+        and len(_holders(s, able)) < len(s.in_sync)
+    }
+    placed = _placed(state, waiting, able) if waiting else {}
+    for shard in sorted(waiting):
+        before, members = state.shards[shard], tuple(able[n].member(shard) for n in placed[shard])
+        after = msgspec.structs.replace(before, primary=members[0], in_sync=members, learners=(), successor=None)
         yield Reassign(before, after)
+
+
+def _able(state: ClusterState) -> dict[NodeId, Node]:
+    return {n.id: n for n in state.live_nodes() if n.state is NodeState.active}
+
+
+def _placed(state: ClusterState, wanted: AbstractSet[ShardId], able: Mapping[NodeId, Node]) -> placement.Placement:
+    """Where `wanted` go, given where everything else is."""
+    factors = {c.uuid: c.replication_factor for c in state.collections.values()}
+    current = {i: _holders(s, able) for i, s in state.shards.items() if i.collection in factors}
+    return placement.extend(wanted | current.keys(), able.values(), factors, current)
+
+
+def _holders(shard: Shard, able: Mapping[NodeId, Node]) -> tuple[NodeId, ...]:
+    """The nodes that are able and are the members that the record names, the primary first."""
+    held = (m for m in shard.in_sync if m.node in able and able[m.node].member(shard.id) == m)
+    return tuple(m.node for m in sorted(held, key=lambda m: m != shard.primary))
 
 
 def _shard_ids(collection: Collection) -> list[ShardId]:
     return [ShardId(collection.uuid, n) for n in range(collection.shards)]
 
 
-def _shard(collection: Collection, shard: ShardId, nodes: tuple[NodeId, ...], able: dict[NodeId, Node]) -> Shard:
+def _shard(collection: Collection, shard: ShardId, nodes: tuple[NodeId, ...], able: Mapping[NodeId, Node]) -> Shard:
     members = tuple(able[n].member(shard) for n in nodes)
     start, end = hashing.ranges(collection.shards)[shard.number]
     return Shard(
