@@ -24,12 +24,13 @@ from veccluster.model.spec import VecClusterSpec
 from veccluster_node import config as configuration
 from veccluster_node import logs
 from veccluster_node.config import Address, NodeConfig, host_port
-from veccluster_node.host import ShardHost
+from veccluster_node.host import Patience, ShardHost
 from veccluster_node.http import application
 from veccluster_node.identity import Identity, WrongDirectory, claim
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.node import DataNode
-from veccluster_node.peer.server import application as peer_port
+from veccluster_node.peer.thread import PeerThread
+from veccluster_node.replication import Replication
 from veccluster_node.settings import node_settings, storage_settings
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
@@ -95,16 +96,25 @@ async def _serve(
     settings, limits = node_settings(spec), spec.tuning.limits()
     memory = MemoryGuard(settings.max_memory)
     threads = os.cpu_count() or 1
-    host = ShardHost(Path(config.data_dir), storage_settings(spec), limits, memory, threads=threads)
-    node = DataNode(config, settings, identity, host)
+    replication = Replication(asyncio.get_running_loop())
+    host = ShardHost(
+        Path(config.data_dir),
+        storage_settings(spec),
+        limits,
+        memory,
+        replication,
+        threads=threads,
+        patience=Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl),
+    )
+    node = DataNode(config, settings, identity, host, replication)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     clients = await application.start(node, spec, limits, shutdown_timeout=SHUTDOWN_TIMEOUT)
-    peers = web.AppRunner(peer_port(node.answer), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
-    await peers.setup()
+    peers = _peers(peer_socket, node, config, spec)
+    await peers.start()
+    replication.links, replication.offers = peers.links, peers.transfers
     await web.SockSite(clients.runner, client_socket).start()
-    await web.SockSite(peers, peer_socket).start()
     gc.freeze()  # what start-up made stays; collections need not walk it
     bound = [s.getsockname() for s in (client_socket, peer_socket)]
     addresses = [host_port(config.advertise or host, port) for host, port, *_ in bound]
@@ -121,8 +131,22 @@ async def _serve(
     with suppress(asyncio.CancelledError):
         await asyncio.gather(stop if stopped.is_set() else life)
     await asyncio.gather(life, return_exceptions=True)
-    await peers.cleanup()
+    await peers.stop()
     await node.close()
+
+
+def _peers(listener: socket.socket, node: DataNode, config: NodeConfig, spec: VecClusterSpec) -> PeerThread:
+    return PeerThread(
+        listener,
+        node.id,
+        members=lambda: node.state.nodes,
+        answer=node.answer,
+        deliver=node.host.deliver,
+        tick=node.host.tick,
+        directory=node.host.directory_of,
+        outgoing=Path(config.data_dir) / "outgoing",
+        heartbeat=spec.failover.heartbeat,
+    )
 
 
 def _end_within(seconds: float) -> None:

@@ -6,6 +6,7 @@ id, which the primary applies once; only when that fails too does the caller lea
 """
 
 import asyncio
+import errno
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +32,10 @@ ADDRESS_TTL = 1
 Handler = Callable[[AnyRequest], Awaitable[Reply]]
 
 
+class NothingListens(Unavailable):
+    """The node's machine answered, and no process takes connections there: the node's own has ended, or not begun."""
+
+
 class Peers:
     """The way to every node of the cluster."""
 
@@ -43,8 +48,8 @@ class Peers:
     async def call(self, node: NodeId, request: Request[R], *, timeout: float) -> R:
         """The answer of `node` within `timeout` seconds.
 
-        Raises what the node answered with; `Unavailable` if it cannot be reached; `OutcomeUnknown` if a write was
-        sent and no answer came.
+        Raises what the node answered with; `Unavailable` if it cannot be reached, `NothingListens` if that is because
+        its process is not there; `OutcomeUnknown` if a write was sent and no answer came.
         """
         if node == self._me:
             return cast("R", await self._here(cast("AnyRequest", request)))
@@ -69,10 +74,11 @@ class Peers:
             try:
                 async with asyncio.timeout(max(left, 0.001)):
                     return await self._post_once(member, body)
-            except aiohttp.ClientConnectorError as error:
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if maybe_done:
                     raise _unknown(member, error) from error
-                raise Unavailable(f"node {member.id} ({member.peer_address}) cannot be reached: {error}") from error
+                why = NothingListens if _is_refused(error) else Unavailable
+                raise why(f"node {member.id} ({member.peer_address}) cannot be reached: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 maybe_done = is_write
                 if time.monotonic() + PAUSE_BETWEEN_TRIES >= deadline:
@@ -96,8 +102,8 @@ class Peers:
             return raw
 
 
-def impatient_socket(address: AddrInfoType) -> socket.socket:
-    """A socket that notices when the machine at the other end has gone without a word.
+def impatient_socket(address: AddrInfoType, silence: float = SILENCE) -> socket.socket:
+    """A socket that notices when the machine at the other end has gone without a word for so many seconds.
 
     Otherwise a request on a connection from before would wait for its answer until its own time is over, even when
     the peer has long been back elsewhere.
@@ -105,8 +111,12 @@ def impatient_socket(address: AddrInfoType) -> socket.socket:
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE * 1000))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence * 1000))
     return made
+
+
+def _is_refused(error: Exception) -> bool:
+    return isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED
 
 
 def _unknown(member: Node, error: Exception) -> OutcomeUnknown:

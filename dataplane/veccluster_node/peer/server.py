@@ -1,30 +1,92 @@
-"""The peer port: answers what other nodes ask about the shards of this one."""
+"""The peer port: answers what other nodes ask about the shards of this one, and takes what their replicas send.
+
+It runs on the peer thread's loop, which only moves bytes: questions are answered elsewhere (`answer`), and what
+replicas send is handed on at once (`receive`).
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import WSCloseCode, WSMsgType, web
 
-from veccluster.errors import VecClusterError
+from veccluster.errors import Unavailable, VecClusterError
+from veccluster.model.state import NodeId, ShardId
+from veccluster_node.peer import links, snapshots, wire
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Handler
 from veccluster_node.peer.messages import AnyRequest
 
 MAX_BODY = 512 * 1024 * 1024
 """A coordinator's own limits are far below; this only bounds what a stranger could send."""
+SILENCE = 60.0
+"""Seconds after which a link is given up on which nothing came, not even a ping: the peer has gone without a word."""
 
 log = structlog.get_logger()
 _decoder = msgspec.msgpack.Decoder(AnyRequest)
 
 
-def application(handler: Handler) -> web.Application:
-    """The aiohttp application of the peer port."""
+class PeerPort:
+    """The aiohttp application of the peer port, and its end."""
 
-    async def answer(request: web.Request) -> web.Response:
+    def __init__(
+        self,
+        me: NodeId,
+        *,
+        answer: Handler,
+        receive: Callable[[ShardId, wire.Received], None],
+        file: Callable[[str, str], Path | None],
+    ) -> None:
+        """`file` says where a file of a snapshot is, by the snapshot's id and the file's path in it."""
+        self._me = me
+        self._answer = answer
+        self._receive = receive
+        self._file = file
+        self._links: set[web.WebSocketResponse] = set()
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+        self.application = web.Application(client_max_size=MAX_BODY)
+        self.application.router.add_post(PATH, self._ask)
+        self.application.router.add_get(links.PATH, self._replicate)
+        self.application.router.add_get(snapshots.PATH + "/{id}/{file:.+}", self._give)
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more questions, and return when those under way are answered, or after so many seconds."""
+        self._draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._quiet.wait()
+
+    async def hang_up(self) -> None:
+        """Close the links from other nodes."""
+        await asyncio.gather(*(stream.close(code=WSCloseCode.GOING_AWAY) for stream in list(self._links)))
+
+    # -- questions
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            return await self._answer_to(request)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+
+    async def _answer_to(self, request: web.Request) -> web.Response:
         try:
             message = _decoder.decode(await request.read())
         except msgspec.DecodeError as error:
             return _packed({"title": "Not a message between nodes", "detail": str(error)}, status=400)
+        if self._draining:
+            stopping = Unavailable("the node is stopping")
+            return _packed(stopping.problem(), status=stopping.status)
         try:
-            return _packed(await handler(message))
+            return _packed(await self._answer(message))
         except VecClusterError as error:
             return _packed(error.problem(), status=error.status)
         except Exception:  # the other node must get an answer it can read, whatever broke here
@@ -32,9 +94,41 @@ def application(handler: Handler) -> web.Application:
             problem = VecClusterError(f"the node failed while it handled {type(message).__name__}; see its log")
             return _packed(problem.problem(), status=problem.status)
 
-    app = web.Application(client_max_size=MAX_BODY)
-    app.router.add_post(PATH, answer)
-    return app
+    # -- replication
+
+    async def _replicate(self, request: web.Request) -> web.StreamResponse:
+        """Take what a node's replicas send, for as long as it does."""
+        meant = request.query.get("to")
+        if meant != self._me:  # an address that another node had before
+            return web.Response(status=421, text=f"this is {self._me}, not {meant}")
+        stream = web.WebSocketResponse(compress=False, max_msg_size=MAX_BODY, receive_timeout=SILENCE, timeout=1.0)
+        await stream.prepare(request)
+        self._links.add(stream)
+        try:
+            await self._take_from(stream)
+        except TimeoutError:
+            pass
+        except msgspec.DecodeError as error:
+            log.warning("link_not_understood", node=request.query.get("from"), detail=str(error))
+            await stream.close(code=WSCloseCode.UNSUPPORTED_DATA)
+        finally:
+            self._links.discard(stream)
+        return stream
+
+    async def _take_from(self, stream: web.WebSocketResponse) -> None:
+        async for frame in stream:
+            if frame.type is not WSMsgType.BINARY:
+                return
+            for shard, message in wire.decode(frame.data):
+                try:
+                    self._receive(shard, message)
+                except Exception:  # the rest is for other shards
+                    log.exception("message_not_taken", shard=str(shard), message=type(message).__name__)
+
+    async def _give(self, request: web.Request) -> web.StreamResponse:
+        """A file of a snapshot, or a range of it."""
+        path = self._file(request.match_info["id"], request.match_info["file"])
+        return web.FileResponse(path) if path else web.Response(status=404)
 
 
 def _packed(value: object, status: int = 200) -> web.Response:

@@ -1,0 +1,140 @@
+"""The thread that talks to the other nodes: its own event loop with the peer port, the links and the heartbeats.
+
+Replication must go on while the loop that serves clients is busy, and a beat that is late costs a failover; so nothing
+here computes, and nothing here waits for that loop but the questions that it has to answer itself.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from veccluster.decisions.replication.messages import Message
+from veccluster.model.state import Member, Node, NodeId, ShardId
+from veccluster_node.peer import wire
+from veccluster_node.peer.client import Handler
+from veccluster_node.peer.links import Links
+from veccluster_node.peer.messages import AnyRequest, Reply
+from veccluster_node.peer.server import PeerPort
+from veccluster_node.peer.snapshots import RATE, Transfers
+
+SHUTDOWN_TIMEOUT = 10.0
+"""Seconds that requests under way are given when the node stops."""
+
+log = structlog.get_logger(__name__)
+
+
+class PeerThread:
+    """Everything between this node and the others, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        me: NodeId,
+        *,
+        members: Callable[[], Mapping[NodeId, Node]],
+        answer: Handler,
+        deliver: Callable[[ShardId, Message], None],
+        tick: Callable[[], None],
+        directory: Callable[[ShardId, Member], Path | None],
+        outgoing: Path,
+        heartbeat: float,
+        snapshot_rate: float = RATE,
+    ) -> None:
+        """`answer` runs on the loop that calls `start`, all others on the thread: they must return at once.
+
+        `deliver` is given what replicas send to this node's, `tick` is called every `heartbeat` seconds, `directory`
+        says where the open replica keeps its files that is this member and no other. `outgoing` is a directory for
+        snapshots, on the file system of the replicas; what is in it goes.
+        """
+        self.links = Links(me, members)
+        self.transfers = Transfers(
+            self.links, members, directory=directory, deliver=deliver, outgoing=outgoing, rate=snapshot_rate
+        )
+        self._listener = listener
+        self._me = me
+        self._answer = answer
+        self._deliver = deliver
+        self._tick = tick
+        self._heartbeat = heartbeat
+        self._main: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        self._started: Future[None] = Future()
+
+    async def start(self) -> None:
+        """Return when the port answers."""
+        self._main = asyncio.get_running_loop()
+        self._thread.start()
+        await asyncio.wrap_future(self._started)
+
+    async def stop(self) -> None:
+        """Answer what is under way, with the links still there since writes may wait for them; then end."""
+        if self._loop and self._stopping:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        await asyncio.to_thread(self._thread.join)
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as error:
+            if self._started.done():
+                log.exception("peer_thread_failed")
+                raise
+            self._started.set_exception(error)
+
+    async def _live(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        port = PeerPort(self._me, answer=self._ask_main, receive=self._receive, file=self.transfers.file)
+        runner = web.AppRunner(port.application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        await runner.setup()
+        await self.links.open()
+        await self.transfers.open()
+        await web.SockSite(runner, self._listener).start()
+        beats = asyncio.create_task(self._beat())
+        self._started.set_result(None)
+        await self._stopping.wait()
+        await port.drain(SHUTDOWN_TIMEOUT)
+        beats.cancel()
+        await port.hang_up()
+        await self.transfers.close()
+        await self.links.close()
+        await runner.cleanup()
+
+    async def _ask_main(self, request: AnyRequest) -> Reply:
+        """Have the question answered by the loop that serves clients: when it stalls, nobody may be told otherwise."""
+        assert self._main is not None
+
+        async def answer() -> Reply:
+            return await self._answer(request)
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answer(), self._main))
+
+    def _receive(self, shard: ShardId, message: wire.Received) -> None:
+        match message:
+            case wire.SnapshotOffer():
+                self.transfers.offered(shard, message)
+            case wire.SnapshotTaken():
+                self.transfers.taken(message)
+            case _:
+                self._deliver(shard, message)
+
+    async def _beat(self) -> None:
+        assert self._loop is not None
+        due = self._loop.time()
+        while True:
+            try:
+                self._tick()
+            except Exception:  # the next beat may go better
+                log.exception("beat_failed")
+            # Beats that were missed are not made up for.
+            due = max(due + self._heartbeat, self._loop.time())
+            await asyncio.sleep(due - self._loop.time())
