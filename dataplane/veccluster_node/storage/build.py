@@ -20,8 +20,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from veccluster.decisions.replication.values import Lineage
 from veccluster.errors import StorageCorrupt, Unavailable
-from veccluster.model.state import IndexParameters, Metric
+from veccluster.model.state import IndexParameters, Metric, Seq
 from veccluster_node.storage import calibration, failpoints, generations, graph
 from veccluster_node.storage.calibration import Attempt, Calibration
 from veccluster_node.storage.distance import F32, U64, lengths
@@ -70,7 +71,7 @@ def run(job: Job) -> generations.Manifest:
     out.mkdir(parents=True)
     snapshots = Snapshots(Path(job.records))
     try:
-        floor, epoch, seqs = _write_rows(job, snapshots, out)
+        floor, lineage, seqs = _write_rows(job, snapshots, out)
     finally:
         snapshots.close()
     failpoints.hit("build.rows")
@@ -81,7 +82,8 @@ def run(job: Job) -> generations.Manifest:
         after=job.after,
         through=job.through,
         floor=floor,
-        epoch=epoch,
+        epoch=lineage.newest,
+        lineage=lineage.cut(Seq(job.through)),
         rows=len(seqs),
         dimension=job.dimension,
         metric=job.metric,
@@ -89,8 +91,8 @@ def run(job: Job) -> generations.Manifest:
     )
 
 
-def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[int, int, U64]:
-    """Write everything but the graph; returns the state it is from, its epoch, and the seqs."""
+def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[int, Lineage, U64]:
+    """Write everything but the graph; returns the state it is from, its lineage, and the seqs."""
     kept: list[U64] = []
     with (
         (out / VECTORS).open("wb") as vector_file,
@@ -107,11 +109,11 @@ def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[int, int, U6
     (out / SEQS).write_bytes(seqs.astype("<u8").tobytes())
     with snapshots.take() as snapshot:
         living = snapshot.live_seqs(0, job.after) if job.older else np.zeros(0, np.uint64)
-        floor, epoch = snapshot.applied_seq, snapshot.epoch
+        floor, lineage = snapshot.applied_seq, snapshot.lineage()
     dead = [np.setdiff1d(np.fromfile(Path(p) / SEQS, "<u8"), living) for p in job.older]
     dead += [generations.dead_seqs(Path(p)) for p in job.older]
     (out / DEAD).write_bytes(np.unique(np.concatenate([np.zeros(0, np.uint64), *dead])).astype("<u8").tobytes())
-    return floor, epoch, seqs
+    return floor, lineage, seqs
 
 
 def _rows(job: Job, snapshots: Snapshots) -> Iterator[tuple[U64, F32, pa.RecordBatch]]:

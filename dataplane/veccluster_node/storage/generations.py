@@ -24,8 +24,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from veccluster.decisions.replication.values import EMPTY, Lineage
 from veccluster.errors import StorageCorrupt
-from veccluster.model.state import IndexParameters, Metric
+from veccluster.model.state import Epoch, IndexParameters, Metric, Seq
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.calibration import Calibration
 from veccluster_node.storage.distance import U64
@@ -78,6 +79,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metric: Metric
     graph: GraphInfo | None
     files: dict[str, FileInfo]
+    lineage: Lineage | None = None
+    """Which epoch wrote what, up to `through`; generations from before lineages were kept do not say."""
+
+    def history(self) -> Lineage:
+        """Its lineage, or the best guess: all of it was written in the epoch that wrote last."""
+        return self.lineage or EMPTY.followed_by(Epoch(self.epoch), Seq(1))
 
 
 class Current(msgspec.Struct, frozen=True):

@@ -51,6 +51,12 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     ops: tuple[LoggedOp, ...]
 
 
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    time_ns: int
+    op_id: str
+    ops: msgspec.Raw
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record of the log: a batch (still encoded), its epoch and the seqs that it takes (`count` ≥ 1)."""
@@ -64,6 +70,11 @@ class Record:
     def last_seq(self) -> int:
         """The seq of the batch's last operation."""
         return self.first_seq + self.count - 1
+
+    @property
+    def op_id(self) -> str:
+        """The batch's operation id, without decoding the rest."""
+        return _head_decoder.decode(self.payload).op_id
 
     def batch(self) -> Batch:
         """Decode the batch; `msgspec.DecodeError` cannot happen behind a checksum that holds."""
@@ -87,6 +98,7 @@ class Written:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 def encode_batch(time_ns: int, op_id: str, ops: Sequence[LoggedOp]) -> bytes:

@@ -5,7 +5,8 @@ transaction `seq in records` means: alive in the state that this transaction see
 `applied_seq`.
 
 Every row carries a CRC32C of what it says, checked before it is given out. One `Records` writes; any number of
-`Snapshots`, in this process or others, read.
+`Snapshots`, in this process or others, read. Which epoch wrote what was applied is kept with the rows, since the log
+forgets its beginning.
 """
 
 import json
@@ -22,12 +23,17 @@ import numpy as np
 import xxhash
 
 from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, to_sql
+from veccluster.decisions.replication.values import EMPTY, Lineage, Run
 from veccluster.errors import StorageCorrupt
+from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.distance import F32, U64
 from veccluster_node.storage.operations import Batch, Delete, Nothing, Record, Upsert, Written
 
 FORMAT = 1
+ROWS = "records.sqlite"
+SUSPECT = "records.suspect"
+"""While a file of this name is there, the rows are not trusted: opening makes them anew."""
 _T = TypeVar("_T")
 _KEPT_OPERATIONS = 100_000
 _CHUNK = 500
@@ -40,6 +46,7 @@ CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WI
 CREATE TABLE IF NOT EXISTS operations(
     last_seq INTEGER PRIMARY KEY, op_id TEXT NOT NULL UNIQUE, first_seq INTEGER NOT NULL,
     upserted INTEGER NOT NULL, deleted INTEGER NOT NULL, time_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS lineage(first_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
 """
 
 
@@ -106,15 +113,20 @@ def _is_damage(error: sqlite3.Error) -> bool:
 class Records:
     """The writing side. Not thread-safe: it belongs to the thread that applies."""
 
-    def __init__(self, path: Path, *, filterable: Sequence[str] = (), check_below: int = 512 << 20) -> None:
+    def __init__(
+        self, path: Path, *, filterable: Sequence[str] = (), check_below: int = 512 << 20, history: Lineage = EMPTY
+    ) -> None:
         """Open or create; `StorageCorrupt` when the file is damaged (checked whole when smaller than `check_below`
-        bytes).
+        bytes). `history` is what the log knows: it fills in for rows from before lineages were kept.
         """
         self.path = path
+        self.lineage = EMPTY
+        """Which epoch wrote what was applied."""
         with corruption_named(path):
             self._db = _connect(path, read_only=False)
             try:
                 self._prepare(filterable, check_below)
+                self._know_lineage(history)
             except BaseException:
                 self._db.close()
                 raise
@@ -145,6 +157,23 @@ class Records:
             if rows != self.live:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {rows} rows in {table} where {self.live} should be")
 
+    def _know_lineage(self, history: Lineage) -> None:
+        """Read it, or work it out: what nobody knows the epoch of counts as written in the first that is known."""
+        self.lineage = _read_lineage(self._db)
+        if self.lineage.newest == self.epoch:
+            return
+        known = history.cut(Seq(self.applied_seq)).runs
+        lineage = EMPTY.followed_by(known[0].epoch if known else Epoch(self.epoch), Seq(1))
+        for run in (*known, Run(Epoch(self.epoch), Seq(self.applied_seq))):
+            lineage = lineage.followed_by(run.epoch, run.first)
+        with self._transaction():
+            self._db.execute("DELETE FROM lineage")
+            self._add_runs(lineage.runs)
+        self.lineage = lineage
+
+    def _add_runs(self, runs: Iterable[Run]) -> None:
+        self._db.executemany("INSERT INTO lineage(epoch, first_seq) VALUES (?,?)", runs)
+
     def _index(self, filterable: Sequence[str]) -> None:
         """Give the declared fields, and no others, their expression indexes."""
         expressions = [e for name in filterable for e in index_expressions(name)]
@@ -170,12 +199,16 @@ class Records:
         `publish` is told what will change before it can be seen by any reader. When this raises, nothing was applied.
         """
         batches = [(record, record.batch()) for record in records]
+        lineage = self.lineage
+        for record in records:
+            lineage = lineage.followed_by(Epoch(record.epoch), Seq(record.first_seq))
         with corruption_named(self.path), self._transaction():
             changes = self._plan(batches)
             self._store(changes, batches)
+            self._add_runs(lineage.runs[len(self.lineage.runs) :])
             publish(changes)
             failpoints.hit("records.commit")
-        self.applied_seq, self.epoch = changes.applied_seq, records[-1].epoch
+        self.applied_seq, self.epoch, self.lineage = changes.applied_seq, records[-1].epoch, lineage
         self.live += len(changes.born) - len(changes.died)
         return changes
 
@@ -257,14 +290,16 @@ class Records:
     def _set_meta(self, **values: int) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta(key, value) VALUES (?,?)", list(values.items()))
 
-    def restore(self, rows: Iterable[tuple[int, str, bytes, bytes]], *, applied_seq: int, epoch: int) -> None:
+    def restore(self, rows: Iterable[tuple[int, str, bytes, bytes]], *, applied_seq: int, lineage: Lineage) -> None:
         """Fill an empty file with rows (seq, id, metadata, vector) as they were known at `applied_seq`."""
+        epoch = lineage.newest
         with self._transaction():
             self._insert(rows)
             failpoints.hit("records.restore")
             (self.live,) = self._db.execute("SELECT count(*) FROM records").fetchone()
             self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live)
-        self.applied_seq, self.epoch = applied_seq, epoch
+            self._add_runs(lineage.runs)
+        self.applied_seq, self.epoch, self.lineage = applied_seq, epoch, lineage
 
     def result_of(self, op_id: str) -> Written | None:
         """What became of the batch with this operation id, as long as that is remembered."""
@@ -294,6 +329,10 @@ class Snapshot:
         self.applied_seq: int = meta.get("applied_seq", 0)
         self.epoch: int = meta.get("epoch", 0)
         self.live: int = meta.get("live", 0)
+
+    def lineage(self) -> Lineage:
+        """Which epoch wrote what had been applied."""
+        return _read_lineage(self._db)
 
     def matching(self, filter_: Filter, limit: int = -1) -> U64:
         """Seqs (n,) that a filter matches, ascending; when there are more than `limit`, just any `limit` of them."""
@@ -413,11 +452,22 @@ class Snapshots:
             db.close()
 
 
+def copy_to(path: Path, target: Path) -> None:
+    """Write what is in the rows at `path` now to the new file `target`, beside whoever writes them."""
+    with corruption_named(path), closing(_connect(path, read_only=True)) as db:
+        db.execute("VACUUM INTO ?", (str(target.absolute()),))
+
+
 def make_durable(path: Path) -> None:
     """Put everything that was applied so far on the disk: a checkpoint syncs SQLite's own log first."""
     with corruption_named(path), closing(_connect(path, read_only=False)) as db:
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _read_lineage(db: sqlite3.Connection) -> Lineage:
+    rows = db.execute("SELECT epoch, first_seq FROM lineage ORDER BY first_seq")
+    return Lineage(tuple(Run(Epoch(epoch), Seq(first)) for epoch, first in rows))
 
 
 def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:

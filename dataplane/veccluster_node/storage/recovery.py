@@ -3,10 +3,13 @@
 The log is the truth; rows are its derivative, and generations are derivatives of the rows. So a damaged generation
 is made anew from the rows (and searched exactly from memory meanwhile), damaged rows from generations and log, and a
 damaged log leaves the shard as it is: read-only, with an alarm. What is mended is a warning in the log and no more;
-what needs a person is said in `issues` and `broken`, what is being mended in `mending`.
+what needs a person is said in `issues` and `broken`, what is being mended in `mending`. Where other replicas have the
+shard, a copy that is `damaged` is not worth a person's time: it is to be fetched anew from them.
+
+Nothing of the log is applied here: what is behind the rows may never have been committed (10).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,22 +17,23 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from veccluster.decisions.replication.journal import Recovered as Found
+from veccluster.decisions.replication.values import EMPTY, NO_EPOCH, Lineage
 from veccluster.errors import StorageCorrupt
-from veccluster_node.storage import generations
+from veccluster.model.state import Epoch, Seq
+from veccluster_node.storage import epochs, generations, snapshots
 from veccluster_node.storage.distance import U64
 from veccluster_node.storage.feed import LocalFeed, Slot
-from veccluster_node.storage.files import sync_directory
+from veccluster_node.storage.files import sync_directory, write_durably
 from veccluster_node.storage.generations import Generation, Shelf
 from veccluster_node.storage.log import Log
-from veccluster_node.storage.operations import Record
-from veccluster_node.storage.records import Records, Snapshot, Snapshots, make_durable
+from veccluster_node.storage.records import ROWS, SUSPECT, Records, Snapshot, Snapshots, make_durable
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.snapshots import DOUBT
 from veccluster_node.storage.view import ALIVE, Segment, Tail, segment_of
-from veccluster_node.storage.writer import SUSPECT
 
-ROWS = "records.sqlite"
-_GROUP = 4096
-"""Operations replayed in one transaction, about."""
+__all__ = ["ROWS", "SUSPECT", "Recovered", "Recovery", "forgive", "recover"]
+
 _READ = 4096
 """Vectors read from the rows at once."""
 _END_UNKNOWN = (
@@ -37,20 +41,31 @@ _END_UNKNOWN = (
     "there is not known; look for what was written last, and write again what is missing"
 )
 
+_END_LOST = (
+    "the log ends at seq {last}, but the rows hold everything up to {applied}, and it goes on from there: nothing that "
+    "the rows show is lost; what else was durable behind it is"
+)
+
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Recovered:
-    """An opened shard. `broken` says why it is read-only; `mending` holds until no generation is damaged."""
+    """An opened shard. `broken` says why it is read-only; `mending` holds until no generation is damaged.
+
+    `damaged` says why this copy may lack something that was acknowledged, or cannot be trusted: it holds until the
+    copy is replaced, or forgiven. What is `broken` is damaged, too.
+    """
 
     log: Log
     records: Records
     shelf: Shelf
     feed: LocalFeed
+    found: Found
     issues: list[str] = field(default_factory=list)
     mending: list[str] = field(default_factory=list)
     broken: str | None = None
+    damaged: str | None = None
 
 
 class Recovery:
@@ -63,22 +78,38 @@ class Recovery:
         self.issues: list[str] = []
         self.mending: list[str] = []
         self.broken: list[str] = []
+        self.doubts: list[str] = []
 
     def run(self) -> Recovered:
         """Open log, rows, generations, in this order, and make them agree."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if snapshots.finish(self.path):
+            _log.info("snapshot_installed", shard=str(self.spec.shard))
+        if (self.path / DOUBT).exists():
+            self.doubts.append((self.path / DOUBT).read_text(errors="replace"))
+        epoch = self._read_epoch()
         shelf = self._open_shelf()
         log = self._open_log()
         records = self._open_records(log, shelf)
         try:
-            self._replay(log, records)
+            found = self._join(log, records, epoch)
             feed = self._open_feed(records, shelf)
         except BaseException:
             records.close()
             log.close()
             raise
         shelf.clean()
-        return Recovered(log, records, shelf, feed, self.issues, self.mending, "; ".join(self.broken) or None)
+        return Recovered(
+            log,
+            records,
+            shelf,
+            feed,
+            found,
+            self.issues,
+            self.mending,
+            broken="; ".join(self.broken) or None,
+            damaged="; ".join(self.broken + self.doubts) or None,
+        )
 
     def _warn(self, event: str, sentence: str, **facts: object) -> str:
         """Log what is not as it should be; the sentence with its shard, for whoever has to be told too."""
@@ -90,11 +121,25 @@ class Recovery:
         self._warn(event, sentence)
         self.broken.append(sentence)
 
+    def _doubt(self, sentence: str) -> None:
+        """Remember for good that something acknowledged may be missing: what shows it is mended now."""
+        self.doubts.append(sentence)
+        write_durably(self.path / DOUBT, "; ".join(self.doubts).encode())
+
+    def _read_epoch(self) -> Epoch:
+        try:
+            return epochs.read(self.path)
+        except StorageCorrupt as error:
+            if "is newer than" in error.detail:
+                raise
+            self._fail("epoch_damaged", error.detail)
+            return NO_EPOCH
+
     # -- log
 
     def _open_log(self) -> Log:
         path = self.path / "log"
-        anything_else = (self.path / ROWS).exists() or (self.path / "CURRENT").exists()
+        anything_else = any((self.path / name).exists() for name in (ROWS, "CURRENT", epochs.FILE))
         fresh = not any(path.glob("*.log"))
         log = Log.open(path, segment_size=min(self.settings.segment_size, max(1, self.settings.max_wal_size // 8)))
         if log.torn:
@@ -106,21 +151,26 @@ class Recovery:
             log.damage = "it is missing"
         return log
 
-    def _replay(self, log: Log, records: Records) -> None:
-        """Apply what the log holds beyond the rows."""
-        for group in _groups(log.read(records.applied_seq)):
-            if group[0].first_seq != records.applied_seq + 1:
-                self._fail("log_gap", f"operations {records.applied_seq + 1} to {group[0].first_seq - 1} are missing")
-                return
-            records.apply(group)
-        if log.last_seq < records.applied_seq and not log.damage:
-            self._warn(
-                "log_behind",
-                f"the log ends at seq {log.last_seq}, but the rows hold everything up to {records.applied_seq}: "
-                "nothing is lost, and it goes on from there",
-                seq=records.applied_seq,
-            )
-            log.roll(start=records.applied_seq + 1)
+    def _join(self, log: Log, records: Records, epoch: Epoch) -> Found:
+        """See that the log goes on where the rows end, and say what there is."""
+        applied = records.applied_seq
+        if log.last_seq > applied and log.dense_from > applied + 1:
+            self._fail("log_gap", f"operations {applied + 1} to {log.dense_from - 1} are missing")
+            return Found(epoch, records.lineage, Seq(applied + 1), Seq(applied), Seq(applied))
+        if log.last_seq < applied and not log.damage:
+            sentence = _END_LOST.format(last=log.last_seq, applied=applied)
+            self._warn("log_behind", sentence, seq=applied)
+            if self.settings.wal_sync == "always":
+                self._doubt(sentence)
+            log.roll(start=applied + 1)
+        return Found(
+            epoch=epoch,
+            lineage=_joined(records.lineage, log, applied),
+            first=Seq(log.dense_from if log.last_seq >= applied else applied + 1),
+            last=Seq(max(log.last_seq, applied)),
+            applied=Seq(applied),
+            operations={record.op_id: Seq(record.last_seq) for record in log.read(applied)},
+        )
 
     # -- rows
 
@@ -131,7 +181,7 @@ class Recovery:
             why = f"{ROWS} is missing"
         if why is None:
             try:
-                return Records(path, filterable=self.spec.filterable)
+                return Records(path, filterable=self.spec.filterable, history=log.lineage)
             except StorageCorrupt as error:
                 if "is newer than" in error.detail:
                     raise
@@ -145,6 +195,8 @@ class Recovery:
 
     def _rebuild_records(self, path: Path, log: Log, shelf: Shelf, why: str) -> Records:
         """Make the rows from the newest list of generations that is whole; the log behind it is replayed later."""
+        if log.torn:
+            self._doubt(_END_UNKNOWN.format(seq=log.last_seq))
         for file in self.path.glob(f"{ROWS}*"):
             file.replace(file.with_name(f"damaged-{file.name}"))
         records = Records(path, filterable=self.spec.filterable)
@@ -155,8 +207,8 @@ class Recovery:
             through = whole[-1].manifest.through if whole else 0
             if through + 1 < log.first_seq:
                 continue
-            epoch = whole[-1].manifest.epoch if whole else 0
-            records.restore(_living_rows(whole), applied_seq=through, epoch=epoch)
+            lineage = whole[-1].manifest.history() if whole else EMPTY
+            records.restore(_living_rows(whole), applied_seq=through, lineage=lineage)
             self._warn(
                 "records_rebuilt",
                 f"the rows are made anew from generations and log, since {why}",
@@ -251,12 +303,17 @@ def _living_rows(whole: Sequence[Generation]) -> Iterator[tuple[int, str, bytes,
     return (row for row in chain.from_iterable(map(generations.stored_rows, whole)) if row[0] not in dead)
 
 
-def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
-    group: list[Record] = []
-    for record in records:
-        if group and (record.first_seq != group[-1].last_seq + 1 or record.first_seq - group[0].first_seq > _GROUP):
-            yield group
-            group = []
-        group.append(record)
-    if group:
-        yield group
+def _joined(rows: Lineage, log: Log, applied: int) -> Lineage:
+    """The lineage of the rows, and of the log behind them."""
+    if log.last_seq <= applied:
+        return rows
+    lineage, behind = rows, log.lineage
+    for first in (applied + 1, *(run.first for run in behind.runs if run.first > applied + 1)):
+        lineage = lineage.followed_by(behind.epoch_at(Seq(first)), Seq(first))
+    return lineage
+
+
+def forgive(path: Path) -> None:
+    """Take the copy in directory `path` for whole, whatever it may lack: there is no better one."""
+    (path / DOUBT).unlink(missing_ok=True)
+    sync_directory(path)
