@@ -1,175 +1,287 @@
-"""Several real replicas of one shard in one process: real disks and threads, a network and an etcd that obey the test."""
+"""A cluster as a coordinator sees it: its state, and replicas behind real sockets that do what a test says.
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+The replicas are not ours, since ours cannot be made to stand still, to lag or to refuse at a given moment; they all
+show the same rows, each as far as `applied` says.
+"""
 
-from support.storage import SMALL, spec
-from veccluster.decisions.replication import events as on
-from veccluster.decisions.replication.messages import Header, Message, Snapshot
-from veccluster.decisions.replication.values import Configuration
-from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, ShardId
-from veccluster_node.storage import snapshots
-from veccluster_node.storage.replica import Replica
-from veccluster_node.storage.settings import StorageSettings
-from veccluster_node.storage.surroundings import Standing
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Self
 
-TICK = 0.05
+import msgspec
+from aiohttp import web
+
+from veccluster.decisions import hashing
+from veccluster.errors import NotPrimary, ReplicaBehind, VecClusterError
+from veccluster.model.cluster import ClusterState
+from veccluster.model.state import (
+    Collection,
+    Epoch,
+    Incarnation,
+    Load,
+    Member,
+    Metric,
+    Node,
+    NodeId,
+    ReadConsistency,
+    Revision,
+    Shard,
+    ShardId,
+)
+from veccluster_node.peer import messages as m
+from veccluster_node.peer.client import MEDIA_TYPE, PATH, Peers
+from veccluster_node.query.coordinator import Coordinator
+
+_decoder = msgspec.msgpack.Decoder(m.AnyRequest)
+UUID = "u"
 
 
-def member(number: int, disk: str = "disk") -> Member:
-    return Member(NodeId(f"n{number}"), Incarnation(disk))
+def member(number: int) -> Member:
+    return Member(NodeId(f"n{number}"), Incarnation(f"disk-{number}"))
 
 
-class Shard:
-    """The replicas of one shard, by node number; a cut is a pair of node ids between which nothing arrives."""
+class Replicas:
+    """The replicas of one node, and the port at which it is asked."""
 
-    def __init__(self, root: Path, count: int, *, min_in_sync: int, settings: StorageSettings) -> None:
-        members = [member(i) for i in range(count)]
-        self.root = root
-        self.settings = replace(settings, silence=6 * TICK)
-        self.key = Configuration(
-            Epoch(0), members[0], frozenset(members), min_in_sync=min_in_sync, replicas=count, revision=Revision(1)
+    def __init__(self, number: int, cluster: "FakeCluster") -> None:
+        self.id = NodeId(f"n{number}")
+        self.cluster = cluster
+        self.serves: set[int] = set()
+        """Of which shards it is primary."""
+        self.applied: dict[int, int] = {}
+        """How far it is, by shard; as far as everybody if nothing is said."""
+        self.refuses: dict[int, VecClusterError] = {}
+        """With what it answers, by shard."""
+        self.answers_lost = 0
+        """How many of the next writes it carries out and does not answer."""
+        self.requests: list[m.AnyRequest] = []
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post(PATH, self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def die(self) -> None:
+        """Nobody listens any more, and what was under way is lost."""
+        runner, self._runner = self._runner, None
+        if runner:
+            await runner.cleanup()
+
+    def stand_still(self) -> None:
+        self._goes_on.clear()
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+    def asked(self, kind: type[m.Request]) -> list[m.Request]:
+        return [r for r in self.requests if isinstance(r, kind)]
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        try:
+            reply, status = msgspec.msgpack.encode(await self.handle(_decoder.decode(await request.read()))), 200
+        except VecClusterError as error:
+            reply, status = msgspec.msgpack.encode(error.problem()), error.status
+        except ConnectionResetError:
+            request.transport.abort()
+            return web.Response()
+        return web.Response(body=reply, status=status, content_type=MEDIA_TYPE)
+
+    async def handle(self, request: m.AnyRequest) -> m.Reply:
+        self.requests.append(request)
+        self.cluster.something_happened()
+        await self._goes_on.wait()
+        match request:
+            case m.Upsert() | m.DeleteIds():
+                return self._write(request)
+            case m.GetPositions():
+                bad = self._failing(request.shards, ReadConsistency.eventual, {})
+                return m.Positions({n: (1, self._at(n)) for n in request.shards if n not in bad}, _problems(bad))
+            case m.Get():
+                bad = self._failing(request.ids, request.level, request.at_least)
+                good = [n for n in request.ids if n not in bad]
+                rows = [i for n in good for i in request.ids[n] if i in self.cluster.rows[n]]
+                return m.Got([m.StoredVector(i, bytes(4), b"{}") for i in rows], self._position(good), _problems(bad))
+        assert isinstance(request, m.Search | m.ListIds | m.Count)
+        bad = self._failing(request.shards, request.level, request.at_least)
+        good = [n for n in request.shards if n not in bad]
+        ids = sorted(i for n in good for i in self.cluster.rows[n])
+        match request:
+            case m.Search():
+                hits = [[m.Hit(0.0, i) for i in ids[: request.k]] for _ in range(request.queries)]
+                return m.Found(hits, self._position(good), _problems(bad))
+            case m.ListIds():
+                return m.Listed(ids[: request.limit], _problems(bad), self._position(good))
+            case m.Count():
+                return m.Counted(len(ids), _problems(bad), self._position(good))
+
+    def _write(self, request: m.Upsert | m.DeleteIds) -> m.Written:
+        n = request.shard.number
+        if error := self.refuses.get(n):
+            raise error
+        if n not in self.serves:
+            raise NotPrimary(f"{self.id} does not order the writes of shard {n}")
+        written = self.cluster.carry_out(request)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise ConnectionResetError
+        return written
+
+    def _failing(
+        self, numbers: Iterable[int], level: ReadConsistency, at_least: dict[int, m.Position]
+    ) -> dict[int, VecClusterError]:
+        found = {n: self.refuses[n] for n in numbers if n in self.refuses}
+        for n in numbers:
+            if level is ReadConsistency.strong and n not in self.serves:
+                found[n] = NotPrimary(f"{self.id} is not the primary of shard {n}")
+            elif at_least.get(n, (0, 0))[1] > self._at(n):
+                found[n] = ReplicaBehind(f"{self.id} is behind in shard {n}")
+        return found
+
+    def _at(self, number: int) -> int:
+        return self.applied.get(number, self.cluster.seqs[number])
+
+    def _position(self, numbers: Iterable[int]) -> dict[int, m.Position]:
+        return {n: (1, self._at(n)) for n in numbers}
+
+
+def _problems(failed: dict[int, VecClusterError]) -> m.Failures:
+    return {n: error.problem() for n, error in failed.items()}
+
+
+class FakeCluster:
+    """`nodes` nodes; shard i of the collection is in sync on `factor` of them, beginning with node i, its primary."""
+
+    def __init__(self, nodes: int = 3, *, shards: int = 3, factor: int = 3) -> None:
+        self.nodes = [Replicas(n, self) for n in range(nodes)]
+        self.collection = Collection(
+            name="c", uuid=UUID, dimension=1, metric=Metric.l2, shards=shards, replication_factor=factor
         )
-        self.members = {m.node: m for m in members}
-        self.replicas: dict[NodeId, Replica] = {}
-        self.cuts: set[tuple[NodeId, NodeId]] = set()
-        self.etcd_away: set[NodeId] = set()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition()
-        self._stopped = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self.rows: dict[int, set[str]] = {n: set() for n in range(shards)}
+        self.seqs = dict.fromkeys(range(shards), 0)
+        self.done: dict[tuple[int, str], m.Written] = {}
+        """What was carried out, by shard and operation id; a repetition is answered alike."""
+        self.state = ClusterState()
+        self.waits = 0
+        """How often a coordinator waited for the state to change."""
+        self._changed = asyncio.Event()
+        self._happened = asyncio.Event()
+        self._peers: list[Peers] = []
 
-    def start(self) -> None:
-        for node in self.members:
-            self.open(node)
-        self._ticker.start()
+    async def __aenter__(self) -> Self:
+        for node in self.nodes:
+            await node.start()
+        known = {
+            n.id: Node(id=n.id, address="unused", peer_address=f"127.0.0.1:{n.port}", incarnation=f"disk-{i}")
+            for i, n in enumerate(self.nodes)
+        }
+        alive = {i: Load(id=i, boot="b") for i in known}
+        self.become(ClusterState(collections={"c": self.collection}, nodes=known, alive=alive))
+        for number in range(self.collection.shards):
+            homes = [(number + i) % len(self.nodes) for i in range(self.collection.replication_factor)]
+            self.record(number, homes)
+        return self
 
-    def close(self) -> None:
-        self._stopped.set()
-        self._ticker.join()
-        for node in list(self.replicas):
-            self.stop(node)
+    async def __aexit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.go_on()
+        for peers in self._peers:
+            await peers.close()
+        for node in self.nodes:
+            await node.die()
 
-    def open(self, node: NodeId) -> Replica:
-        """Open what is on the node's disk."""
-        around = Around(self, node)
-        path = self.root / f"{node}-{self.members[node].incarnation}"
-        replica = Replica.open(
-            path, spec(), self.settings, builds=threading.Semaphore(1), me=self.members[node], surroundings=around
+    def coordinator(self, at: int, *, read_timeout: float = 5.0, write_timeout: float = 5.0) -> Coordinator:
+        """One on node `at`, whose own replicas it asks without a socket."""
+        node = self.nodes[at]
+        peers = Peers(node.id, node.handle, lambda: self.state.nodes)
+        self._peers.append(peers)
+        return Coordinator(
+            node.id, lambda: self.state, self.wait, peers, read_timeout=read_timeout, write_timeout=write_timeout
         )
-        self.replicas[node] = replica
-        replica.feed(on.Seen(self.key))
-        return replica
 
-    def stop(self, node: NodeId) -> None:
-        self.replicas.pop(node).close()
+    # The state
 
-    def swap(self, target: Configuration, expected: Revision) -> tuple[on.Outcome, Configuration]:
-        """What etcd does, and everybody hears of it."""
-        with self._lock:
-            if expected != self.key.revision:
-                return on.Outcome.refused, self.key
-            self.key = replace(target, revision=Revision(expected + 1))
-            now = self.key
-        for node, replica in list(self.replicas.items()):
-            if node not in self.etcd_away:
-                replica.feed(on.Seen(now))
-        return on.Outcome.swapped, now
+    def become(self, state: ClusterState) -> None:
+        self.state = msgspec.structs.replace(state, revision=Revision(self.state.revision + 1))
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
-    def promote(self, node: NodeId) -> None:
-        """What the leader does when the primary is gone."""
-        with self._lock:
-            epoch = Epoch(self.key.epoch + 1)
-            self.swap(replace(self.key, epoch=epoch, primary=self.members[node], successor=None), self.key.revision)
+    async def wait(self, holds: Callable[[ClusterState], bool], timeout: float) -> bool:
+        self.waits += 1
+        self.something_happened()
+        try:
+            async with asyncio.timeout(timeout):
+                while not holds(self.state):
+                    await self._changed.wait()
+        except TimeoutError:
+            return holds(self.state)
+        return True
 
-    def enlist(self, node: NodeId) -> None:
-        """Have a node learn the shard."""
-        with self._lock:
-            self.swap(replace(self.key, learners=self.key.learners | {self.members[node]}), self.key.revision)
+    def something_happened(self) -> None:
+        happened, self._happened = self._happened, asyncio.Event()
+        happened.set()
 
-    def deliver(self, sender: NodeId, to: Member, message: Message) -> None:
-        replica = self.replicas.get(to.node)
-        if replica and (sender, to.node) not in self.cuts:
-            replica.feed(on.Received(message))
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Until it holds; looked at when a replica is asked or a coordinator waits."""
+        async with asyncio.timeout(10):
+            while not holds():
+                await self._happened.wait()
 
-    def fetch(self, sender: NodeId, header: Header) -> None:
-        """Carry a snapshot over."""
-        to = self.replicas.get(header.to.node)
-        if to is None or (sender, header.to.node) in self.cuts:
-            return
-        offered = snapshots.export(self.replicas[sender].path, to.path / "incoming")
-        snapshots.verify(to.path / "incoming", offered)
-        self.deliver(sender, header.to, Snapshot(header, offered.through, offered))
+    def record(self, number: int, in_sync: list[int], learners: Iterable[int] = ()) -> None:
+        """Write down who has the shard; the first in sync is primary, and serves."""
+        shard = ShardId(UUID, number)
+        before = self.state.shards.get(shard)
+        made = Shard(
+            id=shard,
+            epoch=Epoch(before.epoch + 1 if before else 1),
+            primary=member(in_sync[0]),
+            in_sync=tuple(member(n) for n in in_sync),
+            learners=tuple(member(n) for n in learners),
+            revision=Revision(self.state.revision + 1),
+        )
+        for i, node in enumerate(self.nodes):
+            (node.serves.add if i == in_sync[0] else node.serves.discard)(number)
+        self.become(msgspec.structs.replace(self.state, shards={**self.state.shards, shard: made}))
 
-    def reopen(self, node: NodeId) -> None:
-        """What a node does about a replica that has a snapshot ready or whose disk failed."""
-        self.stop(node)
-        self.open(node)
+    def lease_ends(self, number: int) -> None:
+        alive = {i: load for i, load in self.state.alive.items() if i != f"n{number}"}
+        self.become(msgspec.structs.replace(self.state, alive=alive))
 
-    def changed(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    # The rows
 
-    def wait(self, holds: Callable[[], bool], timeout: float = 30.0) -> None:
-        """Wait until something holds."""
-        with self._changed:
-            assert self._changed.wait_for(holds, timeout), (self.key, self.standings())
+    def carry_out(self, request: m.Upsert | m.DeleteIds) -> m.Written:
+        n = request.shard.number
+        if (n, request.op_id) not in self.done:
+            self.seqs[n] += len(request.ids)
+            change = self.rows[n].update if isinstance(request, m.Upsert) else self.rows[n].difference_update
+            change(request.ids)
+            self.done[n, request.op_id] = m.Written((1, self.seqs[n]), len(request.ids))
+        return self.done[n, request.op_id]
 
-    def standings(self) -> dict[NodeId, Standing]:
-        return {n: r.standing for n, r in self.replicas.items()}
+    def ids(self, each: int) -> list[str]:
+        """So many ids of every shard, in order; shard by shard."""
+        wanted = dict.fromkeys(self.rows, each)
+        found: list[str] = []
+        number = 0
+        starts = hashing.starts(self.collection.shards)
+        while any(wanted.values()):
+            (n,) = hashing.shards_of([f"id-{number:05}"], starts)
+            if wanted[int(n)]:
+                wanted[int(n)] -= 1
+                found.append(f"id-{number:05}")
+            number += 1
+        return found
 
-    @property
-    def primary(self) -> Replica:
-        """The replica that serves, when one does."""
-        self.wait(lambda: any(s.serving == self.key.epoch for s in self.standings().values()))
-        return next(r for r in self.replicas.values() if r.standing.serving == self.key.epoch)
-
-    def _tick(self) -> None:
-        while not self._stopped.wait(TICK):
-            for node, replica in list(self.replicas.items()):
-                replica.feed(on.Tick())
-                if replica.staged:
-                    self.reopen(node)
-            self.changed()
-
-
-class Around:
-    """The surroundings of one of them."""
-
-    def __init__(self, shard: Shard, node: NodeId) -> None:
-        self._shard = shard
-        self._node = node
-
-    def send(self, shard: ShardId, to: Member, message: Message) -> None:
-        self._shard.deliver(self._node, to, message)
-
-    def offer_snapshot(self, shard: ShardId, header: Header) -> None:
-        threading.Thread(target=self._shard.fetch, args=(self._node, header), daemon=True).start()
-
-    def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
-        outcome, now = on.Outcome.unknown, None
-        if self._node not in self._shard.etcd_away:
-            outcome, now = self._shard.swap(target, expected)
-        if replica := self._shard.replicas.get(self._node):
-            replica.feed(on.Answered(target, outcome, now))
-
-    def read_configuration(self, shard: ShardId) -> None:
-        if self._node not in self._shard.etcd_away and (replica := self._shard.replicas.get(self._node)):
-            replica.feed(on.Seen(self._shard.key))
-
-    def changed(self, shard: ShardId) -> None:
-        self._shard.changed()
-
-
-@contextmanager
-def replicated(root: Path, count: int = 3, *, min_in_sync: int = 2, settings: StorageSettings = SMALL) -> Iterator[Shard]:
-    """A shard with so many replicas, all open."""
-    shard = Shard(root, count, min_in_sync=min_in_sync, settings=settings)
-    shard.start()
-    try:
-        yield shard
-    finally:
-        shard.close()
+    def fill(self, each: int) -> list[str]:
+        """Rows in every shard, which all replicas have; their ids."""
+        ids = self.ids(each)
+        for i, n in zip(ids, hashing.shards_of(ids, hashing.starts(self.collection.shards)), strict=True):
+            self.rows[int(n)].add(i)
+        self.seqs = dict.fromkeys(self.rows, each)
+        return ids
