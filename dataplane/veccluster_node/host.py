@@ -98,13 +98,13 @@ class ShardHost:
         *,
         threads: int,
         patience: Patience = Patience(),
-        metadata_is_fresh: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`metadata_is_fresh` says whether what etcd last said is from a moment ago."""
+        """Nothing is open yet."""
         self.memory = memory
         self._surroundings = surroundings
         self._patience = patience
-        self._metadata_is_fresh = metadata_is_fresh
+        self.metadata_is_fresh: Callable[[], bool] = lambda: True
+        """Whether what etcd last said is from a moment ago; the node says how to know."""
         self._dir = data_dir / "shards"
         self._settings = settings
         self._limits = limits
@@ -126,6 +126,11 @@ class ShardHost:
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
         return (self._dir / str(shard)).absolute()
+
+    def directory_of(self, shard: ShardId, member: Member) -> Path | None:
+        """Where the open replica keeps its files that is this member and no other; from any thread."""
+        hosted = self._hosted.get(shard)
+        return self.directory(shard) if hosted and hosted.replica.standing.me == member else None
 
     async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
         """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
@@ -375,7 +380,7 @@ class ShardHost:
 
     def _is_fresh(self, standing: Standing) -> bool:
         """Whether the configuration by which a replica is in sync is from a moment ago."""
-        if self._metadata_is_fresh():
+        if self.metadata_is_fresh():
             return True
         if standing.serving is not None:
             return all(p.silent < self._patience.fresh for p in standing.others)

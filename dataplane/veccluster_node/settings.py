@@ -39,6 +39,7 @@ def storage_settings(spec: VecClusterSpec) -> StorageSettings:
     return StorageSettings(
         wal_sync=spec.tuning.wal_sync,
         wal_sync_interval=spec.tuning.wal_sync_interval,
+        silence=spec.failover.timeout / 2,
         max_wal_size=spec.tuning.max_wal_size,
         limits=GenerationLimits(
             tail_rows=spec.tuning.max_tail,
