@@ -1,8 +1,8 @@
-"""Clients that write and read through the HTTP interface, each one thing at a time, and enter all of it in the history.
+"""Clients that write and read through the HTTP interface, each one thing at a time, and enter it all in the history.
 
-A write that gets no answer is sent again under its operation id, to another node, until the client's patience ends; what
-is unknown then stays so. Whatever a reply says of a value is checked against its vector, so that halves of two writes
-would show.
+A write that gets no answer is sent again under its operation id, to another node, until the client's patience ends;
+what is unknown then stays so. Whatever a reply says of a value is checked against its vector, so that halves of two
+writes would show.
 """
 
 import asyncio
@@ -71,6 +71,8 @@ class Client:
         self.chance = random.Random(f"{seed} {number}")
         self.positions: token.Positions = {}
         self.asked = 0
+        self.backoff = 0.3
+        """Most seconds before a write is sent again."""
 
     async def run(self) -> None:
         """Until the load is stopped."""
@@ -104,14 +106,15 @@ class Client:
         operation, start = f"{self.name}.{self.asked}", history.now()
         writes = [history.begin(Write(i, v, self.name, level, operation, start)) for i, v in values.items()]
         path += f"?consistency={level}" if level else ""
-        ends, uncertain = time.monotonic() + self.load.patience, set[str]()
+        ends, stored, uncertain = time.monotonic() + self.load.patience, set[str](), set[str]()
         while True:
             status, reply = await self._send("POST", path, body, {"Operation-Id": operation})
-            stored, unknown = _outcomes(status, reply, [w.id for w in writes], done)
-            uncertain |= unknown
+            certain, open_ = _outcomes(status, reply, [w.id for w in writes], done)
+            stored |= certain
+            uncertain |= open_
             if status == 200 or time.monotonic() > ends or 400 <= status < 500:
                 break
-            await asyncio.sleep(self.chance.uniform(0.02, 0.3))
+            await asyncio.sleep(self.chance.uniform(0.02, self.backoff))
         self._settle(writes, stored, uncertain, reply)
         return writes
 
@@ -145,7 +148,7 @@ class Client:
         if status not in (200, 404):
             self.load.history.requests["get failed"] += 1
             return None
-        value = self._value(reply) if status == 200 else None
+        value = self.value_of(reply) if status == 200 else None
         self.load.history.requests["get"] += 1
         self._seen(reply.get("token"))
         read = Read(one, value, self.name, level, start, self.load.history.now())
@@ -165,16 +168,16 @@ class Client:
         self.load.history.requests["search"] += 1
         self._seen(reply["token"])
         end = self.load.history.now()
-        hits = {hit["id"]: self._value(hit) for hit in reply["results"]}
+        hits = {hit["id"]: self.value_of(hit) for hit in reply["results"]}
         if len(hits) != len(reply["results"]):
             self.load.history.wrong.append(f"a search showed an id twice: {reply['results']}")
         for one in {*hits, *(self.load.ids(group) if exact else ())}:
             self.load.history.saw(Read(one, hits.get(one), self.name, level, start, end, "search"))
 
-    def _value(self, shown: dict[str, Any]) -> int:
+    def value_of(self, shown: dict[str, Any]) -> int:
         """Which write a vector is from; its numbers and its metadata must be of the same."""
         value = int(shown["metadata"]["value"])
-        if shown["vector"] != vector_of(value):
+        if not np.array_equal(np.float32(shown["vector"]), np.float32(vector_of(value))):
             self.load.history.wrong.append(f"{shown['id']} has the metadata of write {value} and another's vector")
         return value
 

@@ -59,7 +59,7 @@ class Process:
     def runs(self) -> bool:
         return self._running is not None and self._running.poll() is None
 
-    def spawn(self, command: Iterable[str], environment: Mapping[str, str] = {}) -> None:  # noqa: B006 - not changed
+    def spawn(self, command: Iterable[str], environment: Mapping[str, str] = {}) -> None:
         """Start it."""
         with self.log_file.open("ab") as log:
             self._running = subprocess.Popen(
@@ -124,13 +124,13 @@ class Node(Process):
         self._config.write_text(json.dumps(self._configuration()))
         command = [sys.executable, "-m", "veccluster_node", "--config", str(self._config)]
         environment = {"VECCLUSTER_FAILPOINTS": failpoints}
-        if FAKETIME.exists():
+        if self._cluster.clocks:
             environment |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock)}
-            environment |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            environment |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         self.spawn(command, environment)
 
     def set_clock(self, ahead: float) -> None:
-        """Make its wall clock jump, at once; monotonic clocks are as they are."""
+        """Make its wall clock jump, within a second; monotonic clocks are as they are."""
         draft = self._clock.with_suffix(".new")
         draft.write_text(f"{ahead:+.3f}\n")
         draft.replace(self._clock)
@@ -205,15 +205,18 @@ class Member(Process):
 
 
 class Cluster:
-    """`size` nodes and three members of etcd; `with` starts and ends them."""
+    """`size` nodes and three members of etcd; with `clocks`, the wall clocks of the nodes can be set."""
 
-    def __init__(self, base: Path, size: int, factor: int, spec: Mapping[str, Any]) -> None:
+    def __init__(self, base: Path, size: int, factor: int, spec: Mapping[str, Any], *, clocks: bool = False) -> None:
         self.size = size
         self.factor = factor
+        self.clocks = clocks
         self.spec = {"nodes": size, **({"replicationFactor": factor} if factor > 1 else {}), **spec}
         self.etcd: list[Member] = []
         self.etcd.extend([Member(base, n, self) for n in range(3)])
         self.nodes = [Node(base, n, self) for n in range(size)]
+        self.restarts = 0
+        """How often a node had ended by itself."""
 
     def start(self) -> None:
         """Start everything; returns when it is in order."""
@@ -222,7 +225,13 @@ class Cluster:
         until(lambda: all(m.is_healthy() for m in self.etcd), lambda: self.etcd[0].log(), 30)
         for node in self.nodes:
             node.start()
-        self.wait_healthy(90)
+        until(lambda: all(n.get("/healthz") for n in self.nodes if self._must_run(n)), self.complaints, 60)
+        self.wait_healthy(60)
+
+    def _must_run(self, process: Process) -> bool:
+        if not process.runs:
+            raise NotRecovered(f"{process.name} does not start: {process.log()}")
+        return True
 
     def end(self) -> None:
         """Kill everything."""
@@ -248,8 +257,18 @@ class Cluster:
             node.start()
 
     def wait_healthy(self, timeout: float) -> float:
-        """Until every node calls the cluster healthy and every replica in sync; the seconds that it took."""
-        return until(lambda: all(map(_content, self.nodes)), self.complaints, timeout)
+        """Until every node calls the cluster healthy and every replica in sync; the seconds that it took.
+
+        A node that ends by itself is started again, as whoever supervises it would.
+        """
+
+        def in_order() -> bool:
+            for node in (n for n in self.nodes if not n.runs):
+                node.start()
+                self.restarts += 1
+            return all(map(_content, self.nodes))
+
+        return until(in_order, self.complaints, timeout)
 
     def complaints(self) -> str:
         """What keeps the cluster from being healthy."""

@@ -1,0 +1,306 @@
+"""What is done to the cluster while its clients work. Each blow takes back what it did, or leaves it to `Cluster.heal`.
+
+A blow is chosen by a seed; which request it meets is the machine's to say, so a seed gives the same plan and not the
+same run.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from chaos.arena import CLIENTS, Direction
+from chaos.machines import FAKETIME, Cluster, Node
+
+
+@dataclass
+class Figures:
+    """What is measured on the way, in seconds and numbers."""
+
+    outages: list[float] = field(default_factory=list)
+    """From the death of a primary to the next acknowledged write of its shard."""
+    searches: int = 0
+    search_errors: int = 0
+    recoveries: list[float] = field(default_factory=list)
+    """From the end of the faults until everything is in order."""
+    writes_stored: int = 0
+    writes_failed: int = 0
+
+
+@dataclass
+class Scene:
+    """One cycle, as a nemesis sees it."""
+
+    cluster: Cluster
+    chance: random.Random
+    duration: float
+    figures: Figures
+    primaries: Callable[[], dict[int, Node]]
+    probe: Callable[[int], float]
+    """Writes to a shard until it is acknowledged; the seconds that it took."""
+    searching: Callable[[Callable[[], None]], None]
+    """Searches with the Python client for as long as what it is given takes."""
+    story: list[str] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def did(self, what: str) -> None:
+        self.story.append(what)
+
+    def rest(self, least: float, most: float) -> None:
+        """Let it work for a while."""
+        self.over.wait(self.chance.uniform(least, most))
+
+    @contextmanager
+    def nodes(self, most: int = 1) -> Iterator[list[Node]]:
+        """Up to `most` nodes that no other nemesis has its hands on."""
+        with self._lock:
+            free = [n for n in self.cluster.nodes if n.name not in self.taken]
+            chosen = self.chance.sample(free, min(most, len(free)))
+            self.taken.update(n.name for n in chosen)
+        try:
+            yield chosen
+        finally:
+            with self._lock:
+                self.taken.difference_update(n.name for n in chosen)
+
+
+def names(processes: Sequence[object]) -> str:
+    return "+".join(str(getattr(p, "name", p)) for p in processes)
+
+
+def kill(scene: Scene) -> None:
+    """kill -9 of a node, sometimes of several at once, and another start after a while."""
+    size = scene.cluster.size
+    with scene.nodes(scene.chance.choice([1, 1, 1, 1, 2, size])) as nodes:
+        scene.did(f"kill -9 {names(nodes)}")
+        for node in nodes:
+            node.kill()
+        scene.rest(0, 4)
+        for node in nodes:
+            node.start()
+        scene.rest(0.5, 3)
+
+
+def primary(scene: Scene) -> None:
+    """kill -9 of the primary of a shard: how long until the shard takes writes again?"""
+    found = scene.primaries()
+    number = scene.chance.choice(sorted(found))
+    node = found[number]
+    scene.did(f"kill -9 {node.name}, primary of shard {number}")
+    node.kill()
+    scene.figures.outages.append(scene.probe(number))
+    node.start()
+
+
+def search(scene: Scene) -> None:
+    """kill -9 of a node under searches with the client's defaults."""
+
+    def blow() -> None:
+        scene.rest(0.5, 1)
+        with scene.nodes() as nodes:
+            scene.did(f"kill -9 {names(nodes)} under searches")
+            for node in nodes:
+                node.kill()
+            scene.rest(8, 10)
+            for node in nodes:
+                node.start()
+            scene.rest(2, 3)
+
+    scene.searching(blow)
+
+
+def stop(scene: Scene) -> None:
+    """SIGSTOP of a node, for less or more than it takes to be replaced; then it goes on as if nothing had been."""
+    with scene.nodes(scene.chance.choice([1, 1, 1, 2])) as nodes:
+        scene.did(f"SIGSTOP {names(nodes)}")
+        for node in nodes:
+            node.stop()
+        scene.rest(0.2, scene.chance.choice([2, 12]))
+        for node in nodes:
+            node.go_on()
+
+
+def partition(scene: Scene) -> None:
+    """A node loses packets from or to others: nodes, etcd, clients, one of them or several."""
+    cluster = scene.cluster
+    victim = scene.chance.choice(cluster.nodes)
+    others = [n.ip for n in cluster.nodes if n is not victim]
+    etcd = [m.ip for m in cluster.etcd]
+    ends = {
+        "the other nodes": others,
+        "one node": others[:1],
+        "etcd": etcd,
+        "one member of etcd": etcd[:1],
+        "nodes and etcd": [*others, *etcd],
+        "clients and etcd": [CLIENTS, *etcd],
+        "everybody": [*others, *etcd, CLIENTS],
+    }
+    whom, direction = scene.chance.choice(sorted(ends)), scene.chance.choice([Direction.both, *Direction])
+    scene.did(f"{victim.name} loses packets ({direction}) of {whom}")
+    victim.host.cut(ends[whom], direction)
+    scene.rest(1, 12)
+    victim.host.heal()
+
+
+def etcd(scene: Scene) -> None:
+    """Members of etcd are killed, stand still or lose packets of each other: one, two or all."""
+    members = scene.chance.sample(scene.cluster.etcd, scene.chance.choice([1, 1, 2, 3]))
+    how = scene.chance.choice(["kill -9", "SIGSTOP", "cut off"])
+    scene.did(f"{how} {names(members)}")
+    for member in members:
+        if how == "kill -9":
+            member.kill()
+        elif how == "SIGSTOP":
+            member.stop()
+        else:
+            member.host.cut(["10.77.0.0/24"], scene.chance.choice(list(Direction)))
+    scene.rest(1, 10)
+    for member in members:
+        member.host.heal()
+        member.go_on()
+        member.start()
+
+
+def etcd_away(scene: Scene) -> None:
+    """All of etcd away for DURATION seconds."""
+    scene.did(f"etcd away for {scene.duration:.0f} s")
+    for member in scene.cluster.etcd:
+        member.kill()
+    scene.over.wait(scene.duration)
+    for member in scene.cluster.etcd:
+        member.start()
+
+
+def full_disk(scene: Scene) -> None:
+    """A disk is full, or nearly, and later is not; nobody helps the node."""
+    with scene.nodes() as nodes:
+        for node in nodes:
+            leave = scene.chance.choice([0, 0, 200_000, 20 << 20])
+            scene.did(f"disk of {node.name} full but for {leave >> 10} KiB")
+            node.disk.fill(leave)
+            scene.rest(1, 8)
+            node.disk.relieve()
+
+
+FAILPOINTS = ("log.write", "log.sync", "log.sync", "records.commit", "log.roll", "current.write")
+
+
+def io_error(scene: Scene) -> None:
+    """A node's log or rows get an error from the disk, once or a few times, at some moment after its start."""
+    with scene.nodes() as nodes:
+        for node in nodes:
+            where, skip = scene.chance.choice(FAILPOINTS), scene.chance.randrange(5, 150)
+            times, number = scene.chance.choice([1, 1, 5]), scene.chance.choice(["EIO", "ENOSPC"])
+            scene.did(f"{number} for {node.name} at {where}, {times} times after {skip}")
+            node.kill()
+            node.start(f"{where}={skip}-{times}*error:{number}")
+            scene.rest(4, 10)
+
+
+def broken_disk(scene: Scene) -> None:
+    """A disk fails under a running node: every access, or every sync while there seems to be space. Then a reboot."""
+    with scene.nodes() as nodes:
+        for node in nodes:
+            if scene.chance.random() < 0.5:
+                scene.did(f"disk of {node.name} dead")
+                node.disk.shut_down()
+            else:
+                scene.did(f"disk of {node.name} cannot sync")
+                node.disk.starve()
+            scene.rest(1, 6)
+            node.kill()
+            node.disk.relieve()
+            node.reboot()
+
+
+def power(scene: Scene) -> None:
+    """Power cut of one node, of some or of all: only what was synced is there afterwards."""
+    with scene.nodes(scene.chance.randint(1, scene.cluster.size)) as nodes:
+        scene.did(f"power cut of {names(nodes)}")
+        for node in nodes:
+            node.stop()
+        for node in nodes:
+            node.lose_power()
+        scene.rest(0, 3)
+        for node in nodes:
+            node.start()
+        scene.rest(0.5, 3)
+
+
+def clock(scene: Scene) -> None:
+    """Wall clocks of nodes jump, by seconds or by days, forward and back."""
+    for _ in range(scene.chance.randint(1, 5)):
+        node = scene.chance.choice(scene.cluster.nodes)
+        ahead = scene.chance.choice([-1, 1]) * 10 ** scene.chance.uniform(0, 6)
+        scene.did(f"clock of {node.name} {ahead:+.0f} s")
+        node.set_clock(ahead)
+        scene.rest(0.2, 3)
+
+
+def wipe(scene: Scene) -> None:
+    """A node comes back with an empty disk. One at a time, once the others have everything."""
+    if scene.cluster.factor < 2:
+        raise ValueError("with one replica a wiped disk is a lost one")
+    scene.cluster.wait_healthy(60)
+    with scene.nodes() as nodes:
+        for node in nodes:
+            scene.did(f"{node.name} gets an empty disk")
+            node.kill()
+            node.disk.wipe()
+            node.start()
+            scene.rest(1, 5)
+
+
+def disk(scene: Scene) -> None:
+    """A full disk or an I/O error, from which the node recovers by itself."""
+    scene.chance.choice([full_disk, io_error])(scene)
+
+
+def mixed(scene: Scene) -> None:
+    """Two or three at once, of all that cannot take away what was synced."""
+    able = [n for n in _MIXED if n is not clock or scene.cluster.clocks]
+    chosen = scene.chance.sample(able, scene.chance.choice([2, 2, 3]))
+    threads = [threading.Thread(target=_guarded, args=(one, scene), daemon=True) for one in chosen]
+    for thread in threads:
+        thread.start()
+        scene.rest(0, 2)
+    for thread in threads:
+        thread.join()
+
+
+def _guarded(nemesis: Callable[[Scene], None], scene: Scene) -> None:
+    try:
+        nemesis(scene)
+    except Exception as error:  # noqa: BLE001 - another thread's
+        scene.did(f"BROKEN {nemesis.__name__}: {type(error).__name__}: {error}")
+
+
+_MIXED = (kill, stop, partition, etcd, full_disk, io_error, broken_disk, power, clock)
+
+NEMESES: dict[str, Callable[[Scene], None]] = {
+    "kill": kill,
+    "primary": primary,
+    "search": search,
+    "stop": stop,
+    "partition": partition,
+    "etcd": etcd,
+    "etcd-away": etcd_away,
+    "full-disk": full_disk,
+    "io-error": io_error,
+    "broken-disk": broken_disk,
+    "disk": disk,
+    "power": power,
+    "clock": clock,
+    "wipe": wipe,
+    "mixed": mixed,
+}
+
+
+def why_not(name: str) -> str | None:
+    """Why a nemesis cannot work here."""
+    if name == "clock" and not FAKETIME.exists():
+        return f"{FAKETIME} is not there (Debian: libfaketime), and the kernel's time namespaces move no wall clock"
+    return None
