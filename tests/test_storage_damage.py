@@ -1,8 +1,10 @@
 """Whatever is damaged on the disk: right answers or a plain word, never a wrong answer and never a dead process."""
 
+import json
 import random
 import shutil
 import sqlite3
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 import structlog
 
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
+from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
-from veccluster_node.storage import failpoints
+from veccluster_node.storage import epochs, failpoints
+from veccluster_node.storage.log import Log
+from veccluster_node.storage.operations import Record, encode_batch
+from veccluster_node.storage.recovery import forgive, recover
 from veccluster_node.storage.replica import Query
 
 SPEC = spec(8)
@@ -197,6 +203,7 @@ def test_a_checksum_that_does_not_hold_is_an_error_at_once_and_healed_when_opene
         for id_ in ("id60", "id61"):
             with pytest.raises(StorageCorrupt, match="does not match its checksum"):
                 replica.get([id_])
+        replica._writer.call(lambda: None).result(30)
         assert "checksum" in replica.read_only
     with opened(path, SPEC, SMALL) as replica:
         check_holds(replica, model)
@@ -362,3 +369,150 @@ def test_a_crash_while_rows_are_made_anew_only_means_beginning_again(copy):
         pass
     with opened(path, SPEC, SMALL) as replica:
         check_holds(replica, model)
+
+
+# -- what a replica says of itself when it is opened
+
+
+@contextmanager
+def recovered(path, settings=SMALL):
+    made = recover(path, SPEC, settings)
+    try:
+        yield made
+    finally:
+        made.records.close()
+        made.log.close()
+
+
+def append(path, epoch, *op_ids):
+    """Write to the log what may never be committed."""
+    with closing(Log.open(path / "log")) as log:
+        for op_id in op_ids:
+            ops = [upsert(op_id, [1] * 8), upsert(op_id, [2] * 8)]
+            log.append([Record(epoch, log.last_seq + 1, 2, encode_batch(1, op_id, ops))])
+        return log.last_seq
+
+
+def test_what_is_in_the_log_behind_the_rows_is_told_and_not_applied(copy):
+    path, model = copy
+    with recovered(path) as made:
+        found = made.found
+        assert (found.epoch, found.lineage, found.first) == (1, Lineage((Run(1, 1),)), 1)
+        assert (found.applied, found.last, found.operations) == (made.records.applied_seq, found.applied, {})
+    last = append(path, 4, "x", "y")
+    epochs.write(path, 6)
+    with recovered(path) as made:
+        again = made.found
+        assert (again.epoch, again.applied, again.last) == (6, found.applied, last)
+        assert again.lineage == Lineage((Run(1, 1), Run(4, found.last + 1)))
+        assert again.operations == {"x": last - 2, "y": last}
+        assert made.records.live == len(model)
+        assert made.damaged is None
+        made.log.truncate(found.last)
+    with recovered(path) as made:
+        assert made.found == replace(found, epoch=6)
+
+
+def test_rows_made_anew_know_which_epochs_wrote_them(copy):
+    path, _ = copy
+    append(path, 1, "x")
+    append(path, 2, "y")
+    with opened(path, SPEC, GRAPHS) as replica:
+        write(replica, [upsert("z", [1] * 8)])
+        assert replica.build(30)
+    with recovered(path) as made:
+        known = made.found.lineage
+        assert [run.epoch for run in known.runs][:2] == [1, 2]
+    (path / "records.sqlite").unlink()
+    with recovered(path) as made:
+        assert made.found.lineage == known
+        assert made.records.lineage == known.cut(made.found.applied)
+    with closing(sqlite3.connect(path / "records.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM lineage").fetchone() == (len(made.records.lineage.runs),)
+
+
+def test_files_from_before_lineages_were_kept_are_given_what_the_log_knows(copy):
+    path, _ = copy
+    with recovered(path) as made:
+        applied = made.found.applied
+    append(path, 2, "x", "y")
+    append(path, 3, "z")
+    with opened(path, SPEC, GRAPHS):
+        pass
+    with closing(sqlite3.connect(path / "records.sqlite")) as db:
+        db.execute("DROP TABLE lineage")
+        db.commit()
+    with recovered(path) as made:
+        known = made.records.lineage
+        assert known.runs[:3] == (Run(1, 1), Run(2, applied + 1), Run(3, applied + 5))
+        assert known == made.found.lineage
+    with recovered(path) as made:
+        assert made.found.lineage == known
+
+
+def test_generations_from_before_lineages_were_kept_are_still_read(copy):
+    path, model = copy
+    for manifest in (path / "generations").glob("*/manifest.json"):
+        said = json.loads(manifest.read_bytes())
+        assert said.pop("lineage") == {"runs": [[1, 1]]}
+        manifest.write_text(json.dumps(said))
+    (path / "records.sqlite").unlink()
+    with recovered(path) as made:
+        assert made.found.lineage == Lineage((Run(1, 1),))
+    with opened(path, SPEC, GRAPHS) as replica:
+        check_graph_too(replica, model)
+
+
+def cut_end(path):
+    segment = max((path / "log").glob("*.log"))
+    segment.write_bytes(segment.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("rows_too", [False, True])
+def test_a_copy_that_may_lack_something_says_so_until_it_is_forgiven(copy, rows_too):
+    path, _ = copy
+    cut_end(path)
+    if rows_too:
+        (path / "records.sqlite").unlink()
+    for _ in range(2):
+        with recovered(path) as made:
+            assert made.broken is None
+            assert "not known" in made.damaged if rows_too else "what else was durable" in made.damaged
+            assert made.found.last >= made.found.applied
+            assert made.found.first == (1 if rows_too else made.found.applied + 1)
+    forgive(path)
+    with recovered(path) as made:
+        assert made.damaged is None
+
+
+def test_rows_that_got_further_than_an_unsynced_log_say_nothing_of_it(copy):
+    path, _ = copy
+    cut_end(path)
+    with recovered(path, replace(SMALL, wal_sync="interval")) as made:
+        assert made.damaged is None
+
+
+def test_a_replica_that_cannot_know_what_it_promised_is_read_only(copy):
+    path, _ = copy
+    epochs.write(path, 9)
+    (path / epochs.FILE).write_bytes(b"?")
+    with recovered(path) as made:
+        assert made.broken == made.damaged == "the stored epoch is damaged"
+
+
+def test_a_log_that_is_gone_is_missed_even_when_it_was_all_there_was(tmp_path):
+    epochs.write(tmp_path, 9)
+    with recovered(tmp_path) as made:
+        assert made.broken == made.damaged == "the log is missing"
+
+
+def test_a_log_that_does_not_go_on_where_the_rows_end_is_of_no_use(copy):
+    path, _ = copy
+    with recovered(path) as made:
+        found = made.found
+        made.log.roll(start=found.last + 5)
+    append(path, 2, "x")
+    with recovered(path) as made:
+        assert f"operations {found.last + 1} to {found.last + 4} are missing" in made.damaged
+        assert made.broken == made.damaged
+        assert made.found == replace(found, first=found.last + 1)
