@@ -210,13 +210,6 @@ def test_a_vector_that_no_graph_could_hold_fails_its_batch_and_nothing_else(tmp_
         assert replica.count() == 1
 
 
-def test_an_old_epoch_is_refused(tmp_path):
-    with opened(tmp_path / "s") as replica:
-        write(replica, [upsert("a", [1] * 8)], epoch=3)
-        with pytest.raises(Unavailable, match="epoch 2 is over"):
-            write(replica, [upsert("a", [2] * 8)], epoch=2)
-
-
 def test_a_shard_is_opened_by_one_process_at_a_time(tmp_path):
     at_once = replace(SMALL, lock_timeout=0.0)
     with (

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import structlog
 
 from support.storage import GRAPHS, open_alone, spec, upsert
 from veccluster_node.storage.replica import Delete, Op, Upsert, Written
@@ -66,6 +67,7 @@ def batches_in(seq: int) -> int:
 
 def main() -> None:
     """Write batches FIRST to FIRST + COUNT - 1, a few at a time."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     path, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     replica = open_alone(path, SPEC, SETTINGS)
     waiting: deque[tuple[int, Future[Written]]] = deque()

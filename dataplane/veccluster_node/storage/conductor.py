@@ -361,6 +361,7 @@ class Conductor:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+                outcome = replace(outcome, replayed=True)
 
     def _refusal(self, why: Why) -> VecClusterError:
         shard = self._spec.shard
