@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from support.replication import member
 from veccluster.decisions.replication.messages import Header, Replicate
@@ -37,6 +37,8 @@ class End:
         self.id = NodeId(f"n{number}")
         self.members = members
         self.received: queue.Queue[tuple[ShardId, Any]] = queue.Queue()
+        self._came = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.replicas: dict[ShardId, Path] = {}
         self.ticks = threading.Semaphore(0)
         self.answer: Callable[[m.AnyRequest], Any] = self._pong
@@ -50,7 +52,7 @@ class End:
             self.id,
             members=self._known,
             answer=lambda request: self.answer(request),
-            deliver=lambda shard, message: self.received.put((shard, message)),
+            deliver=self._deliver,
             tick=self.ticks.release,
             directory=lambda shard, to: self.replicas.get(shard) if to.node == self.id else None,
             outgoing=self.path / "outgoing",
@@ -74,7 +76,11 @@ class End:
 
     async def next(self, timeout: float = 20.0) -> tuple[ShardId, Any]:
         """The next message that came."""
-        return await asyncio.to_thread(self.received.get, timeout=timeout)
+        async with asyncio.timeout(timeout):
+            while self.received.empty():
+                self._came.clear()
+                await self._came.wait()
+        return self.received.get_nowait()
 
     async def until(self, number: int) -> list[int]:
         """Numbers of `replicate` messages that came, up to this one."""
@@ -85,7 +91,13 @@ class End:
                 numbers.append(message.header.commit)
         return numbers
 
-    async def __aenter__(self) -> "End":
+    def _deliver(self, shard: ShardId, message: Any) -> None:
+        self.received.put((shard, message))
+        assert self._loop
+        self._loop.call_soon_threadsafe(self._came.set)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         await self.thread.start()
         return self
 

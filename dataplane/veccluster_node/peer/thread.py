@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -77,7 +78,8 @@ class PeerThread:
     async def stop(self) -> None:
         """Answer what is under way, with the links still there since writes may wait for them; then end."""
         if self._loop and self._stopping:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with suppress(RuntimeError):  # it has ended before
+                self._loop.call_soon_threadsafe(self._stopping.set)
         await asyncio.to_thread(self._thread.join)
 
     # -- in the thread
