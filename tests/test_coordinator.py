@@ -179,6 +179,22 @@ async def test_a_search_that_may_be_partial_does_not_wait(three: FakeCluster) ->
     assert found.missing == [1] and len(found.hits[0]) == 2
 
 
+async def test_a_search_that_may_be_partial_waits_for_an_answer_that_is_owed() -> None:
+    async with FakeCluster(3, shards=2, factor=2) as cluster:
+        cluster.fill(1)
+        for number in (0, 1):
+            cluster.record(number, [1, 0])
+        cluster.nodes[0].stand_still()
+        cluster.nodes[1].refuses[1] = errors.ReplicaBehind("not yet")
+        plan = SearchPlan(np.zeros((1, 1), np.float32), 9, allow_partial=True)
+        asked = asyncio.create_task(cluster.coordinator(2).search(cluster.collection, plan, SESSION))
+        await cluster.until(lambda: bool(cluster.nodes[1].requests))
+        done, _ = await asyncio.wait({asked}, timeout=0.1)
+        assert not done
+        cluster.nodes[0].go_on()
+        assert not (await asked).missing
+
+
 @EVERY
 async def test_a_single_replica_that_is_away_is_told_at_once(reading: Reading) -> None:
     async with FakeCluster(2, shards=2, factor=1) as cluster:
@@ -220,7 +236,7 @@ async def test_a_strong_read_leaves_a_primary_that_stands_still_for_the_next_one
     three.fill(2)
     three.nodes[1].stand_still()
     asked = asyncio.create_task(count(three, STRONG, three.coordinator(0, read_timeout=30)))
-    await three.until(lambda: bool(three.nodes[1].requests))
+    await three.until(lambda: three.waits > 0)
     three.record(1, [2, 0, 1])
     async with asyncio.timeout(5):
         assert await asked == 6
@@ -234,7 +250,8 @@ async def test_a_quorum_read_shows_the_furthest_that_a_quorum_has(three: FakeClu
     three.nodes[0].applied = dict.fromkeys(range(3), 3)
     three.nodes[1].applied = dict.fromkeys(range(3), 5)
     three.nodes[2].stand_still()
-    found, positions = await three.coordinator(0).count(three.collection, None, QUORUM)
+    async with asyncio.timeout(5):
+        found, positions = await three.coordinator(0, read_timeout=30).count(three.collection, None, QUORUM)
     assert found == 15 and positions == {ShardId(UUID, n): (1, 5) for n in range(3)}
     reads = [r for node in three.nodes for r in node.asked(m.Count)]
     assert reads and all({n: seq for n, (_, seq) in r.at_least.items()} == dict.fromkeys(r.shards, 5) for r in reads)
@@ -311,6 +328,15 @@ async def test_a_write_does_not_wait_for_a_primary_that_stands_still_once_there_
         assert await asked == 6
     (before,), after = three.nodes[1].asked(m.Upsert), three.nodes[2].asked(m.Upsert)
     assert before in after, "the same write under the same name"
+
+
+async def test_a_slow_primary_is_asked_once(three: FakeCluster) -> None:
+    three.nodes[1].stand_still()
+    asked = asyncio.create_task(put(three, three.ids(2)))
+    await three.until(lambda: three.waits > 0)
+    three.nodes[1].go_on()
+    assert await asked == 6
+    assert len(three.nodes[1].requests) == 1
 
 
 async def test_a_write_whose_answer_was_lost_is_carried_out_once(three: FakeCluster) -> None:

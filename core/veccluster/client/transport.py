@@ -22,8 +22,8 @@ from veccluster.errors import InvalidRequest, OutcomeUnknown, VecClusterError, f
 from veccluster.model import token as tokens
 
 CONNECT_TIMEOUT = 3.0
-READ_SHARE = 3
-"""With several addresses, one attempt of a read may use this part of the time that is left before another is asked."""
+SHARE = 3
+"""With several addresses, one attempt may use this part of the time that is left before another is asked."""
 
 OPERATION_HEADER = "Operation-Id"
 
@@ -157,7 +157,7 @@ class Transport:
         return self._session
 
     async def _attempt(self, address: URL, call: Call, left: float) -> Reply | Failure:
-        share = READ_SHARE if len(self.addresses.urls) > 1 and not call.write else 1
+        share = SHARE if len(self.addresses.urls) > 1 else 1
         limits = aiohttp.ClientTimeout(total=max(left / share, 0.001), sock_connect=CONNECT_TIMEOUT)
         # Put together by hand: joining would take an id of ".." for a step upwards.
         url = URL(f"{str(address).rstrip('/')}{call.path}", encoded=True).with_query(call.query)
