@@ -17,11 +17,15 @@ from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost
 from veccluster.model.cluster import ClusterState
+from veccluster.model.spec import Failover
 from veccluster.model.state import Epoch, Load, NodeId, Revision, Shard, ShardId
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
+from veccluster_node.peer.client import Peers
+from veccluster_node.peer.messages import AnyRequest, Reply
+from veccluster_node.watch import Watch
 
 SHARD = ShardId("uuid-words", 0)
 
@@ -198,7 +202,10 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     lease = await store.grant(5)
     await store.register(node(0))
     await store.publish(Load(id=node(0).id, boot="b"), lease)
-    leading = asyncio.create_task(campaign_and_lead(store, Election(client, stores.keys.leader, lease, b"n0"), lease))
+    peers = Peers(node(0).id, _nobody_asks, lambda: store.state.nodes)
+    watch = Watch(node(0).id, store, peers, Failover())
+    election = Election(client, stores.keys.leader, lease, b"n0")
+    leading = asyncio.create_task(campaign_and_lead(store, election, lease, watch, replace_after=300.0))
     words = collection("words", 128)
     await store.create_collection(words)
     assert await store.wait_until(lambda s: len(s.shards_of(words)) == 128, timeout=10)
@@ -213,6 +220,10 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     leading.cancel()
     with suppress(asyncio.CancelledError):
         await leading
+
+
+async def _nobody_asks(request: AnyRequest) -> Reply:
+    raise AssertionError(request)
 
 
 def _nothing_left(state: ClusterState) -> bool:

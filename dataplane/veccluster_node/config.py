@@ -1,7 +1,8 @@
 """What a node is told when it starts: one JSON file, parsed once into frozen values.
 
 {"id": "demo-0", "cluster": "demo", "namespace": "default", "data_dir": "...", "listen": "127.0.0.1:8001",
- "peer_listen": "127.0.0.1:0", "advertise": null, "zone": "", "zone_file": null, "spec": {the VecCluster's spec},
+ "peer_listen": "127.0.0.1:0", "advertise": null, "zone": "", "zone_file": null, "replace_after": 300,
+ "spec": {the VecCluster's spec},
  "etcd": {"endpoints": ["127.0.0.1:2379"], "username": null, "username_file": null, "password_file": null,
           "tls": {"ca_file": null, "cert_file": null, "key_file": null} | null}}
 
@@ -100,6 +101,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     zone: str = ""
     zone_file: str | None = None
     """File that names the zone once it is known; before that, `zone` holds."""
+    replace_after: float = 300.0
+    """Seconds that a node may be away before its copies are made elsewhere."""
     etcd: Etcd
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
 

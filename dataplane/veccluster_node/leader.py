@@ -3,36 +3,102 @@
 Everything the leader does is fenced by its term; a leader that has lost it without knowing changes nothing.
 """
 
+import asyncio
+from collections.abc import Coroutine, Sequence
+
 import structlog
 
 from veccluster.decisions import assignment
+from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
+from veccluster.model.cluster import ClusterState
+from veccluster.model.state import ShardId
 from veccluster_node.metadata.etcd import Election, Lease, Term
 from veccluster_node.metadata.store import Store
+from veccluster_node.watch import Watch, placed
 
-ROUND = 1.0
+ROUND = 0.5
 """Seconds after which the leader looks even if nothing seems to have changed."""
+AT_ONCE = 16
+"""Changes of shards that are asked for at a time."""
 
 log = structlog.get_logger(__name__)
 
 
-async def campaign_and_lead(store: Store, election: Election, lease: Lease) -> None:
-    """Wait to be elected and lead until the lease ends."""
+async def campaign_and_lead(store: Store, election: Election, lease: Lease, watch: Watch, replace_after: float) -> None:
+    """Wait to be elected and lead until the lease ends; copies that are away for `replace_after` are made elsewhere."""
     try:
         term = await election.campaign()
-        await _lead(store, term, lease)
+        probing = asyncio.create_task(watch.probe(), name="probing")
+        try:
+            await Leader(store, term, watch, replace_after).run(lease)
+        finally:
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
     except LeaseLost:
         log.info("leadership_ended")
 
 
-async def _lead(store: Store, term: Term, lease: Lease) -> None:
-    async for _ in store.changes(at_least_every=ROUND):
-        lease.check()
-        if store.state.revision < term.create_revision:
-            continue  # decisions need to see at least what the leader before us did
-        for action in assignment.decide(store.state):
+class Leader:
+    """One term of this node."""
+
+    def __init__(self, store: Store, term: Term, watch: Watch, replace_after: float) -> None:
+        self._store = store
+        self._term = term
+        self._watch = watch
+        self._replace_after = replace_after
+
+    async def run(self, lease: Lease) -> None:
+        """Lead for as long as the lease lasts."""
+        async for _ in self._store.changes(at_least_every=ROUND):
+            lease.check()
+            if self._store.state.revision < self._term.create_revision:
+                continue  # decisions need to see at least what the leader before us did
             try:
-                await store.apply(action, fenced_by=term)
+                await self._round()
             except (OutcomeUnknown, MetadataUnavailable) as error:
-                log.warning("leader_action_failed", action=type(action).__name__, reason=error.detail)
-                break  # the next round sees what there is
+                log.warning("leader_round_interrupted", reason=error.detail)  # the next round sees what there is
+
+    async def _round(self) -> None:
+        state = self._store.state
+        for action in assignment.decide(state):
+            await self._store.apply(action, fenced_by=self._term)
+        changes = self._decide(state)
+        for start in range(0, len(changes), AT_ONCE):
+            await _all(*(self._change(c) for c in changes[start : start + AT_ONCE]))
+
+    def _decide(self, state: ClusterState) -> Sequence[failover.Change]:
+        """Promotions first, since somebody waits for them."""
+        seen = self._watch.seen()
+        actions = failover.decide(
+            configurations(state), seen, replace_after=self._replace_after, placed=placed(state, seen)
+        )
+        changes = [a for a in actions if isinstance(a, failover.Change)]
+        return sorted(changes, key=lambda c: not isinstance(c, failover.Promote))
+
+    async def _change(self, change: failover.Change) -> None:
+        if await self._store.apply_failover(change, fenced_by=self._term):
+            target = change.target
+            log.info(
+                type(change).__name__.lower(),
+                shard=str(change.shard),
+                epoch=target.epoch,
+                primary=target.primary.node,
+                in_sync=sorted(m.node for m in target.in_sync),
+                learners=sorted(m.node for m in target.learners),
+                successor=target.successor and target.successor.node,
+            )
+
+
+def configurations(state: ClusterState) -> dict[ShardId, Configuration]:
+    """The shards of collections that are there."""
+    factors = {c.uuid: c.replication_factor for c in state.collections.values()}
+    return {i: Configuration.of(s, factors[i.collection]) for i, s in state.shards.items() if i.collection in factors}
+
+
+async def _all(*calls: Coroutine[None, None, None]) -> None:
+    """Let all of them end, then raise what one of them raised."""
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

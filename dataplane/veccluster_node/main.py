@@ -125,6 +125,8 @@ async def _serve(
     log.info("stopping", node=node.id)
     _end_within(stop_timeout)
     node.draining = True
+    if stopped.is_set():
+        await node.hand_over()
     await clients.close()
     # The others know that this node goes before it stops answering them.
     life.cancel()

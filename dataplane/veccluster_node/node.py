@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import veccluster_node
 from veccluster.decisions.health import Verdict, judge
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Load, Node, NodeId
+from veccluster.model.state import Load, Node, NodeId, NodeState, ShardId
 from veccluster_node import zone as zones
 from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
@@ -32,7 +32,9 @@ from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.query.coordinator import Coordinator
 from veccluster_node.reconcile import Reconciler
+from veccluster_node.replication import Replication
 from veccluster_node.settings import NodeSettings
+from veccluster_node.watch import Watch
 
 HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
@@ -50,18 +52,30 @@ log = structlog.get_logger(__name__)
 class DataNode:
     """A node and its state; `run` lives as long as the node does."""
 
-    def __init__(self, config: NodeConfig, settings: NodeSettings, identity: Identity, host: ShardHost) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        settings: NodeSettings,
+        identity: Identity,
+        host: ShardHost,
+        replication: Replication,
+    ) -> None:
         self.id = NodeId(config.id)
         self.host = host
         self.store: Store | None = None
         self.boot = uuid.uuid4().hex
         self.draining = False
+        self._leaving = False
         self.etcd_version: str | None = None
         """The oldest among etcd's members; None when they do not say."""
         self._config = config
+        self._times = config.cluster_spec().failover
         self.settings = settings
         self._identity = identity
         self._reconciler: Reconciler | None = None
+        self._replication = replication
+        replication.host = host
+        host.metadata_is_fresh = lambda: not self._metadata_away()
         self._zone = config.zone
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
@@ -119,6 +133,8 @@ class DataNode:
         """The answer to what another node asks, or this one itself."""
         if isinstance(request, m.AwaitCollection):
             return m.Known(await self._heard_of(request))
+        if isinstance(request, m.Ping):
+            return m.Pong(self.boot)
         return await self.host.handle(request)
 
     async def _heard_of(self, request: m.AwaitCollection) -> bool:
@@ -140,6 +156,7 @@ class DataNode:
             peer_address=peer_address,
             zone=self._zone,
             incarnation=self._identity.incarnation,
+            incarnations=self._identity.overrides(),
             version=veccluster_node.VERSION,
         )
         if self._config.zone_file:
@@ -147,13 +164,15 @@ class DataNode:
         async with _connected(self._config) as client:
             store = Store(client, Keys(self._config.namespace, self._config.cluster))
             self._reconciler = Reconciler(self._identity, store, self.host)
-            self.store = store
+            self.store = self._replication.store = store
+            watch = Watch(self.id, store, self.peers, self._times)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(store.follow())
                 await store.known()
+                tasks.create_task(watch.follow())
                 if self._config.zone_file:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
-                tasks.create_task(self._be_member(store, client, me))
+                tasks.create_task(self._be_member(store, client, me, watch))
                 tasks.create_task(self._reconciler.run())
                 tasks.create_task(self._follow_etcd_version(client))
 
@@ -177,7 +196,7 @@ class DataNode:
             self.etcd_version = min(known, key=lambda said: said.version_number).version if known else None
             await asyncio.sleep(VERSION_EVERY)
 
-    async def _be_member(self, store: Store, client: EtcdClient, me: Node) -> None:
+    async def _be_member(self, store: Store, client: EtcdClient, me: Node, watch: Watch) -> None:
         """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost."""
         while True:
             try:
@@ -185,25 +204,36 @@ class DataNode:
                 async with await store.grant(self.settings.lease_ttl) as lease:
                     self._lease = lease
                     me = await self._register(store, me)
-                    await self._publish_and_campaign(store, client, lease, me)
+                    campaign = self._campaign(store, client, lease, watch)
+                    await self._publish(store, lease, me, campaign)
             except (LeaseLost, MetadataUnavailable, OutcomeUnknown) as error:
                 self._lease_lost_at = self._lease_lost_at or time.monotonic()
                 log.warning("membership_interrupted", reason=error.detail)
                 await asyncio.sleep(PAUSE_BETWEEN_TRIES)
 
     async def _register(self, store: Store, me: Node) -> Node:
-        me = msgspec.structs.replace(me, zone=self._zone)
+        me = self._as_it_is(me)
         await store.register(me)
         return me
 
-    async def _publish_and_campaign(self, store: Store, client: EtcdClient, lease: Lease, me: Node) -> None:
+    def _as_it_is(self, me: Node) -> Node:
+        """The registration with what has changed since."""
+        state = NodeState.draining if self._leaving else NodeState.active
+        overrides = self._identity.overrides()
+        return msgspec.structs.replace(me, zone=self._zone, incarnations=overrides, state=state)
+
+    async def _campaign(self, store: Store, client: EtcdClient, lease: Lease, watch: Watch) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
-        campaign = asyncio.create_task(campaign_and_lead(store, election, lease))
+        await campaign_and_lead(store, election, lease, watch, self._config.replace_after)
+
+    async def _publish(self, store: Store, lease: Lease, me: Node, campaigning: Coroutine[None, None, None]) -> None:
+        """Say how the node fares whenever that changes, and stand for election meanwhile, until the lease is lost."""
+        campaign = asyncio.create_task(campaigning)
         try:
             published: Load | None = None
             async for _ in store.changes(at_least_every=HEARTBEAT):
                 lease.check()
-                if me.zone != self._zone:
+                if me != self._as_it_is(me):
                     me = await self._register(store, me)
                 load = self._load()
                 if load != published:
@@ -213,6 +243,27 @@ class DataNode:
         finally:
             campaign.cancel()
             await asyncio.gather(campaign, return_exceptions=True)
+
+    async def hand_over(self) -> None:
+        """Let other nodes become primary of this one's shards before it stops, as far as any can, for a moment."""
+        if self.store is None or self._metadata_away() or not self._led(self.state):
+            return
+        self._leaving = True
+        self.store.wake()
+        if not await self.store.wait_until(self._leads_nothing, timeout=self._times.timeout):
+            log.warning("not_handed_over", shards=[str(i) for i in self._led(self.state)])
+
+    def _leads_nothing(self, state: ClusterState) -> bool:
+        return not self._led(state)
+
+    def _led(self, state: ClusterState) -> list[ShardId]:
+        """Shards whose primary is here although another node could be."""
+        staying = {n.id for n in state.live_nodes() if n.state is NodeState.active} - {self.id}
+        return sorted(
+            s.id
+            for s in state.shards.values()
+            if s.primary == self._identity.member(s.id) and any(m.node in staying for m in s.in_sync)
+        )
 
     async def _refuse_a_second_self(self, store: Store, me: Node) -> None:
         """Two processes with one id would each take the other for itself; the second one must not start."""
@@ -238,6 +289,7 @@ class DataNode:
             serving=tuple(map(str, self.host.serving())),
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
+            broken=tuple(map(str, self._reconciler.broken())),
         )
 
 

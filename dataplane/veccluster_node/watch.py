@@ -1,0 +1,143 @@
+"""Who is there and what they cannot do, as this node sees it: what the leader decides by, kept by every node.
+
+A node that becomes leader has thus seen leases end before its term; only while it leads does it ask the others itself.
+Times are this process's own monotonic clock.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import structlog
+
+from veccluster.decisions.presence import Presence, Probe
+from veccluster.decisions.replication import failover
+from veccluster.errors import VecClusterError
+from veccluster.model.cluster import ClusterState
+from veccluster.model.spec import Failover
+from veccluster.model.state import Incarnation, Load, NodeId, NodeState, ShardId
+from veccluster_node.metadata.store import Store
+from veccluster_node.peer import messages as m
+from veccluster_node.peer.client import NothingListens, Peers
+
+ROOMY = 0.9
+"""A node whose disk is used more than this is given no more copies."""
+
+log = structlog.get_logger(__name__)
+
+
+class _Trouble(NamedTuple):
+    node: NodeId
+    shard: ShardId
+    is_broken: bool
+    """Or it is only being opened, which may take a while."""
+
+
+class Watch:
+    """The nodes of one cluster, for one event loop."""
+
+    def __init__(self, me: NodeId, store: Store, peers: Peers, times: Failover) -> None:
+        self._me = me
+        self._store = store
+        self._peers = peers
+        self._times = times
+        self._presence = Presence(heartbeat=times.heartbeat, timeout=times.timeout)
+        self._boots: dict[NodeId, str] = {}
+        """Which process of each node had a lease last: another one may have its address by now."""
+        self._troubles: dict[_Trouble, float] = {}
+        self._asking: dict[NodeId, asyncio.Task[None]] = {}
+
+    async def follow(self) -> None:
+        """Look whenever the state changes, for ever."""
+        async for _ in self._store.changes(at_least_every=self._times.heartbeat):
+            self.look()
+
+    def look(self) -> None:
+        """Note what the state says now."""
+        state, now = self._store.state, time.monotonic()
+        self._presence.saw(state.nodes.keys(), state.alive.keys(), now)
+        self._boots |= {n: load.boot for n, load in state.alive.items()}
+        self._troubles = {t: self._troubles.get(t, now) for t in _troubles(state.alive.values())}
+
+    async def probe(self) -> None:
+        """Ask every node whether it is there, every heartbeat, until cancelled."""
+        try:
+            while True:
+                for node in self._store.state.nodes.keys() - self._asking.keys() - {self._me}:
+                    self._asking[node] = asyncio.create_task(self._ask(node), name=f"probe {node}")
+                await asyncio.sleep(self._times.heartbeat)
+        finally:
+            asking = list(self._asking.values())
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _ask(self, node: NodeId) -> None:
+        before = self._presence.is_serving(node, time.monotonic())
+        try:
+            how = await self._probe(node)
+            self._presence.probed(node, how, time.monotonic())
+        finally:
+            del self._asking[node]
+        if before != self._presence.is_serving(node, time.monotonic()):
+            log.info("node_probed", node=node, outcome=how.name, serving=not before)
+            self._store.wake()
+
+    async def _probe(self, node: NodeId) -> Probe:
+        try:
+            pong = await self._peers.call(node, m.Ping(), timeout=self._presence.patience)
+        except NothingListens:
+            return Probe.refused
+        except VecClusterError:
+            return Probe.silent
+        return Probe.answered if self._boots.get(node, pong.boot) == pong.boot else Probe.silent
+
+    def seen(self) -> dict[NodeId, failover.Seen]:
+        """Every member as the leader's decisions are to see it now."""
+        self.look()
+        state, now = self._store.state, time.monotonic()
+        return {
+            node.id: failover.Seen(
+                id=node.id,
+                incarnation=Incarnation(node.incarnation),
+                zone=node.zone,
+                serving=node.id == self._me or self._presence.is_serving(node.id, now),
+                away=self._presence.away(node.id, now),
+                may_hold=node.state is NodeState.active and _has_room(state.alive.get(node.id)),
+                incarnations={s: Incarnation(i) for name, i in node.incarnations.items() if (s := ShardId.parse(name))},
+                broken=self._broken(node.id, now),
+            )
+            for node in state.nodes.values()
+        }
+
+    def _broken(self, node: NodeId, now: float) -> Mapping[ShardId, float]:
+        """What the node says that it cannot do, and what it has been about to do for too long."""
+        ages = {t: now - since for t, since in self._troubles.items() if t.node == node}
+        return {t.shard: age for t, age in ages.items() if t.is_broken or age > self._times.timeout}
+
+
+def placed(state: ClusterState, seen: Mapping[NodeId, failover.Seen]) -> dict[ShardId, set[NodeId]]:
+    """Where shards are to be whose primary's node is about to stop: on the others that hold them, while it is away."""
+    stopping = {n for n, node in state.nodes.items() if node.state is NodeState.draining}
+    return {
+        shard.id: others
+        for shard in state.shards.values()
+        if shard.primary.node in stopping
+        and (others := {m.node for m in shard.in_sync if m.node not in stopping and _serves(m.node, seen)})
+    }
+
+
+def _serves(node: NodeId, seen: Mapping[NodeId, failover.Seen]) -> bool:
+    return node in seen and seen[node].serving
+
+
+def _troubles(loads: Iterable[Load]) -> Iterator[_Trouble]:
+    for load in loads:
+        for names, is_broken in ((load.broken, True), (load.recovering, False)):
+            for shard in filter(None, map(ShardId.parse, names)):
+                yield _Trouble(load.id, shard, is_broken)
+
+
+def _has_room(load: Load | None) -> bool:
+    return load is None or not load.disk_total or load.disk_used <= ROOMY * load.disk_total
