@@ -77,6 +77,22 @@ async def test_a_connection_that_is_cut_in_the_middle_of_a_frame_is_made_again(e
     assert numbers == sorted(numbers)
 
 
+async def test_a_connection_that_breaks_in_the_moment_of_sending_is_made_again(ends, monkeypatch):
+    a, b, _ = ends
+    broken = []
+    send = links._Connection.send
+
+    async def break_once(connection, data):
+        if not broken:
+            broken.append(data)
+            raise ConnectionError("broken")
+        await send(connection, data)
+
+    monkeypatch.setattr(links._Connection, "send", break_once)
+    await send_until(a, b, 1)
+    assert broken
+
+
 async def test_a_connection_on_which_nothing_moves_is_given_up_within_seconds(ends):
     a, b, _ = ends
     async with wire(b) as cable:

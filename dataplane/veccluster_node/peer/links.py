@@ -254,8 +254,9 @@ class _Link:
         log.info("link_connected", node=self.node)
 
     def lost(self, errors: BaseExceptionGroup[Exception]) -> None:
-        """There is none, or none any more."""
+        """There is none, or none any more. It is wanted all the same: who asked for it last was told of one."""
         self.away_since = self.away_since or time.monotonic()
+        self.wanted.set()
         if not self._said:
             error = errors.exceptions[0]
             log.warning("link_lost", node=self.node, reason=str(error) or type(error).__name__)
