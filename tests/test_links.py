@@ -82,15 +82,16 @@ async def test_a_connection_that_breaks_in_the_moment_of_sending_is_made_again(e
     broken = []
     send = links._Connection.send
 
-    async def break_once(connection, data):
-        if not broken:
+    async def break_at_first(connection, data):
+        if len(broken) < 3:
             broken.append(data)
             raise ConnectionError("broken")
         await send(connection, data)
 
-    monkeypatch.setattr(links._Connection, "send", break_once)
     await send_until(a, b, 1)
-    assert broken
+    monkeypatch.setattr(links._Connection, "send", break_at_first)
+    await send_until(a, b, 2)
+    assert len(broken) == 3
 
 
 async def test_a_connection_on_which_nothing_moves_is_given_up_within_seconds(ends):
