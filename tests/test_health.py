@@ -5,7 +5,7 @@ import msgspec
 from support.states import collection, load, node, shard
 from veccluster.decisions.health import judge
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Incarnation, Member, NodeId, ReadOnly, Shard
+from veccluster.model.state import Incarnation, Load, Member, NodeId, ReadOnly, Shard, ShardId
 from veccluster.model.status import Health
 
 NODES = {node(i).id: node(i) for i in range(3)}
@@ -43,9 +43,8 @@ def test_without_etcd_an_expired_lease_says_nothing() -> None:
 
 
 def test_a_lost_disk_is_named_as_such() -> None:
-    lost: dict[object, Shard] = {**SHARDS}
-    first = next(iter(SHARDS))
-    lost[first] = shard(0, node(0), epoch=2, primary=Member(NodeId("n0"), Incarnation("older-disk")))
+    older = Member(NodeId("n0"), Incarnation("older-disk"))
+    lost = {**SHARDS, ShardId("uuid-words", 0): shard(0, node(0), epoch=2, primary=older, in_sync=(older,))}
     issue = judge(_state(shards=lost)).issues[0]
     assert "a disk that node n0 no longer has" in issue
 
@@ -69,3 +68,96 @@ def test_what_a_node_reports_makes_it_degraded() -> None:
     alive = {**_state().alive, NodeId("n0"): msgspec.structs.replace(_state().alive[NodeId("n0")], issues=("full",))}
     verdict = judge(_state(alive=alive))
     assert (verdict.health, verdict.issues) == (Health.degraded, ("Node n0: full",))
+
+
+# Several copies
+
+WORDS = collection("words", 1, factor=3)
+SHARD = ShardId(WORDS.uuid, 0)
+N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
+
+
+def _replicated(*in_sync: int, **changes: object) -> Shard:
+    members = tuple(node(i).member(SHARD) for i in in_sync)
+    return shard(0, node(0), **{"epoch": 4, "in_sync": members, "min_in_sync": 2, **changes})
+
+
+def _three(record: Shard, *up: int, **loads: Load) -> ClusterState:
+    serving = {record.primary.node: load(record.primary.node, [SHARD])}
+    alive = {n: loads.get(n, serving.get(n, load(n))) for n in (NodeId(f"n{i}") for i in up)}
+    return _state(collections={"words": WORDS}, shards={SHARD: record}, alive=alive)
+
+
+def test_a_shard_with_all_its_copies_is_healthy() -> None:
+    verdict = judge(_three(_replicated(0, 1, 2), 0, 1, 2))
+    assert (verdict.health, verdict.issues) == (Health.healthy, ())
+
+
+def test_a_shard_that_lacks_a_copy_is_degraded_and_says_what_is_being_done() -> None:
+    verdict = judge(_three(_replicated(0, 1, 2), 0, 1))
+    words = (
+        "Under-replicated: shard 0 of collection words: 2 of 3 copies in sync; node n2 is not reachable; "
+        "only 2 nodes can hold one: start those that are down, or add some."
+    )
+    assert (verdict.health, verdict.issues[0]) == (Health.degraded, words)
+    assert (len(verdict.under_replicated), verdict.unavailable) == (1, ())
+    learning = _replicated(0, 1, learners=(node(2).member(SHARD),))
+    assert judge(_three(learning, 0, 1, 2)).issues == (
+        "Under-replicated: shard 0 of collection words: 2 of 3 copies in sync; node n2 is being brought up to date.",
+    )
+
+
+def test_a_shard_whose_primary_is_gone_is_critical_until_another_copy_serves_it() -> None:
+    failing = judge(_three(_replicated(0, 1, 2), 1, 2))
+    words = (
+        "Failing over: shard 0 of collection words: node n0 is not reachable; another copy takes its place.",
+        "Failing over: shard 0 of collection words: node n1 is taking over.",
+    )
+    assert (failing.health, failing.issues[0], len(failing.unavailable)) == (Health.critical, words[0], 1)
+    promoted = _replicated(0, 1, 2, primary=node(1).member(SHARD))
+    assert judge(_three(promoted, 1, 2, n1=load(N1))).issues[0] == words[1]
+    assert judge(_three(promoted, 1, 2)).health is Health.degraded
+
+
+def test_fewer_copies_than_writes_need_are_lost_quorum() -> None:
+    verdict = judge(_three(_replicated(0, 1), 0, 2))
+    assert (verdict.health, len(verdict.unavailable)) == (Health.critical, 1)
+    assert verdict.issues[0] == (
+        "Lost quorum: shard 0 of collection words: writes are refused, 1 of the 2 copies in sync that they need can be "
+        "used (node n0); node n1 is not reachable; "
+        "only 2 nodes can hold one: start those that are down, or add some."
+    )
+
+
+def test_no_copy_that_is_in_sync_is_lost_quorum_whatever_learners_there_are() -> None:
+    record = _replicated(0, 1, learners=(node(2).member(SHARD),))
+    issue = judge(_three(record, 2)).issues[0]
+    assert issue == (
+        "Lost quorum: shard 0 of collection words: none of its copies that are in sync can be used "
+        "(node n0 is not reachable; node n1 is not reachable); start those nodes."
+    )
+
+
+def test_a_copy_that_is_still_being_opened_counts_as_none() -> None:
+    opening = msgspec.structs.replace(load(N1), recovering=(str(SHARD),))
+    verdict = judge(_three(_replicated(0, 1, 2), 0, 1, 2, n1=opening))
+    assert verdict.health is Health.degraded
+    assert "node n1 is still opening it" in verdict.issues[0]
+
+
+def test_a_disk_that_was_replaced_is_no_copy() -> None:
+    older = Member(N1, Incarnation("older-disk"))
+    verdict = judge(_three(_replicated(0, 2, in_sync=(*_replicated(0, 2).in_sync, older)), 0, 1, 2))
+    assert "node n1 no longer has the disk that held it" in verdict.issues[0]
+
+
+def test_a_shard_with_all_copies_that_gets_another_one_is_moving() -> None:
+    nodes = {**NODES, NodeId("n3"): node(3)}
+    moving = _three(_replicated(0, 1, 2, learners=(node(3).member(SHARD),)), 0, 1, 2, 3)
+    verdict = judge(msgspec.structs.replace(moving, nodes=nodes))
+    assert (verdict.health, len(verdict.moving), verdict.under_replicated) == (Health.healthy, 1, ())
+
+
+def test_a_collection_that_has_too_few_nodes_says_how_many_it_waits_for() -> None:
+    verdict = judge(msgspec.structs.replace(_three(_replicated(0), 0), shards={}))
+    assert verdict.issues[0] == ("Collection words: 1 of 1 shards wait for 2 nodes to hold a copy each; there are 1.")

@@ -4,26 +4,31 @@
 availability yet.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import NodeId, ReadOnly, Shard
+from veccluster.model.state import Collection, Member, NodeId, NodeState, ReadOnly, Shard
 from veccluster.model.status import Health
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict, its reasons (the gravest first), and the shards that nobody serves."""
+    """The verdict, its reasons (the gravest first), and the shards that are not as they should be."""
 
     health: Health
     issues: tuple[str, ...]
-    unavailable: tuple[Shard, ...]
+    unavailable: tuple[Shard, ...] = ()
+    """Shards that cannot be read or cannot be written."""
+    under_replicated: tuple[Shard, ...] = ()
+    """Shards of which some copies are in sync and there, and fewer than they should have."""
+    moving: tuple[Shard, ...] = ()
+    """Shards with all their copies that are being brought to other nodes."""
 
     def because(self, issue: str) -> "Verdict":
         """The verdict with one more reason to be degraded at least."""
         worse = Health.degraded if self.health is Health.healthy else self.health
-        return Verdict(worse, (*self.issues, issue), self.unavailable)
+        return replace(self, health=worse, issues=(*self.issues, issue))
 
 
 def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), metadata_away: float = 0.0) -> Verdict:
@@ -32,50 +37,142 @@ def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), 
     While etcd is away its leases say nothing: then only `unreachable` tells which nodes are down.
     """
     down = {n for n in state.nodes if n in unreachable or (n not in state.alive and not metadata_away)}
-    unavailable = tuple(s for _, s in sorted(state.shards.items()) if _is_unavailable(s, state, down))
-    critical = [*_lost_shards(state, unavailable, down), *_read_only(state, unavailable), *_unplaced(state)]
-    degraded = [*_nodes_down(state, down), *_metadata(state, metadata_away), *_reported(state)]
-    verdict = Health.critical if critical else Health.degraded if degraded else Health.healthy
-    return Verdict(verdict, (*critical, *degraded), unavailable)
+    names = {c.uuid: c for c in state.collections.values()}
+    look = [
+        _Look(s, names[i.collection], state, down) for i, s in sorted(state.shards.items()) if i.collection in names
+    ]
+    unavailable = [one for one in look if one.trouble()]
+    thin = [one for one in look if one.missing and one.good]
+    critical = [
+        *_grouped(unavailable, lambda one: one.trouble() or ""),
+        *_read_only(state, unavailable),
+        *_unplaced(state, down),
+    ]
+    degraded = [
+        *_grouped((one for one in thin if one not in unavailable), lambda one: one.thinness()),
+        *_nodes_down(state, down),
+        *_metadata(state, metadata_away),
+        *_reported(state),
+    ]
+    return Verdict(
+        Health.critical if critical else Health.degraded if degraded else Health.healthy,
+        (*critical, *degraded),
+        unavailable=tuple(one.shard for one in unavailable),
+        under_replicated=tuple(one.shard for one in thin),
+        moving=tuple(one.shard for one in look if not one.missing and (one.shard.learners or one.shard.successor)),
+    )
 
 
-def _is_unavailable(shard: Shard, state: ClusterState, down: set[NodeId]) -> bool:
-    node = state.nodes.get(shard.primary.node)
-    load = state.alive.get(shard.primary.node)
-    recovering = load is not None and str(shard.id) not in load.serving
-    return node is None or node.id in down or node.incarnation != shard.primary.incarnation or recovering
+class _Look:
+    """One shard and how its copies are."""
+
+    def __init__(self, shard: Shard, collection: Collection, state: ClusterState, down: set[NodeId]) -> None:
+        self.shard = shard
+        self.collection = collection
+        self._state = state
+        self._down = down
+        self.good = [m for m in shard.in_sync if self._is_good(m)]
+        """Copies that are in sync and there."""
+
+    @property
+    def missing(self) -> int:
+        """How many copies it lacks."""
+        return max(0, self.collection.replication_factor - len(self.good))
+
+    def trouble(self) -> str | None:
+        """Why it cannot be read or written, if it cannot."""
+        shard, wanted = self.shard, self.shard.min_in_sync
+        if not self.good:
+            return f"Lost quorum: {{shards}}: {self._why_none()}."
+        if len(self.good) < wanted:
+            return (
+                f"Lost quorum: {{shards}}: writes are refused, {len(self.good)} of the {wanted} copies in sync that "
+                f"they need can be used (node {_listed(m.node for m in self.good)}); {self._why_missing()}."
+            )
+        if shard.primary not in self.good:
+            return (
+                f"Failing over: {{shards}}: node {shard.primary.node} {self._why(shard.primary)}; "
+                "another copy takes its place."
+            )
+        if not self._serves(shard.primary):
+            return f"Failing over: {{shards}}: node {shard.primary.node} is taking over."
+        return None
+
+    def thinness(self) -> str:
+        """What it lacks, and what is being done about it."""
+        there = f"{len(self.good)} of {self.collection.replication_factor} copies in sync"
+        return f"Under-replicated: {{shards}}: {there}; {self._why_missing()}."
+
+    def _is_good(self, member: Member) -> bool:
+        return self._why(member) is None
+
+    def _serves(self, member: Member) -> bool:
+        load = self._state.alive.get(member.node)
+        return load is None or str(self.shard.id) in load.serving
+
+    def _why(self, member: Member) -> str | None:
+        """Why that copy is none, if it is not."""
+        node, load, shard = self._state.nodes.get(member.node), self._state.alive.get(member.node), str(self.shard.id)
+        if node is None:
+            return "is no longer a member"
+        if node.id in self._down:
+            return "is not reachable"
+        if node.member(self.shard.id) != member:
+            return "no longer has the disk that held it"
+        is_alone = self.shard.in_sync == (member,)
+        if load and shard not in load.serving and (is_alone or shard in load.recovering or shard in load.broken):
+            return "is still opening it, or could not (see its issues)"
+        return None
+
+    def _why_none(self) -> str:
+        if len(self.shard.in_sync) > 1:
+            each = (f"node {m.node} {self._why(m)}" for m in self.shard.in_sync)
+            return f"none of its copies that are in sync can be used ({'; '.join(each)}); start those nodes"
+        (only,) = self.shard.in_sync
+        if only.node not in self._state.nodes:
+            return f"its only replica was on node {only.node}, which is no longer a member"
+        if only.node in self._down:
+            return f"its only replica is on node {only.node}, which is not reachable; start that node"
+        if self._state.nodes[only.node].member(self.shard.id) != only:
+            return (
+                f"its only replica was on a disk that node {only.node} no longer has; "
+                "bring that data directory back, or delete the collection and load it again"
+            )
+        return f"node {only.node} {self._why(only)}"
+
+    def _why_missing(self) -> str:
+        each = [f"node {m.node} {why}" for m in self.shard.in_sync if (why := self._why(m))]
+        return "; ".join([*each, self._help()])
+
+    def _help(self) -> str:
+        """What is being done so that there are enough copies."""
+        coming = [m.node for m in self.shard.learners if self._why(m) is None]
+        if coming:
+            return f"node {_listed(coming)} is being brought up to date"
+        able = [n for n in self._state.nodes.values() if n.id not in self._down and n.state is NodeState.active]
+        if len(able) < self.collection.replication_factor:
+            return f"only {len(able)} nodes can hold one: start those that are down, or add some"
+        return "if they do not come back soon, other nodes get copies"
 
 
-def _lost_shards(state: ClusterState, unavailable: Sequence[Shard], down: set[NodeId]) -> Iterator[str]:
-    names = {c.uuid: c.name for c in state.collections.values()}
-    groups: dict[tuple[str, NodeId, str], list[int]] = {}
-    for shard in unavailable:
-        if name := names.get(shard.id.collection):
-            groups.setdefault((name, shard.primary.node, _why(shard, state, down)), []).append(shard.id.number)
-    for (name, _, why), numbers in sorted(groups.items()):
-        listed = ", ".join(map(str, numbers))
+def _listed(nodes: Iterable[NodeId]) -> str:
+    return ", ".join(sorted(nodes))
+
+
+def _grouped(looks: Iterable[_Look], say: Callable[[_Look], str]) -> Iterator[str]:
+    """One sentence for all shards of a collection about which there is the same to say."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for one in looks:
+        groups.setdefault((one.collection.name, say(one)), []).append(one.shard.id.number)
+    for (name, sentence), numbers in sorted(groups.items()):
         noun = "shard" if len(numbers) == 1 else "shards"
-        yield f"Lost quorum: {noun} {listed} of collection {name}: {why}."
+        yield sentence.format(shards=f"{noun} {', '.join(map(str, numbers))} of collection {name}")
 
 
-def _why(shard: Shard, state: ClusterState, down: set[NodeId]) -> str:
-    node = state.nodes.get(shard.primary.node)
-    if node is None:
-        return f"its only replica was on node {shard.primary.node}, which is no longer a member"
-    if shard.primary.node in down:
-        return f"its only replica is on node {shard.primary.node}, which is not reachable; start that node"
-    if node.incarnation != shard.primary.incarnation:
-        return (
-            f"its only replica was on a disk that node {shard.primary.node} no longer has; "
-            "bring that data directory back, or delete the collection and load it again"
-        )
-    return f"node {shard.primary.node} is still opening it, or could not (see its issues)"
-
-
-def _read_only(state: ClusterState, unavailable: Sequence[Shard]) -> Iterator[str]:
+def _read_only(state: ClusterState, unavailable: Iterable[_Look]) -> Iterator[str]:
     """Shards that are served and whose primary can write no more."""
     stuck = {(node, said.shard): said for node, load in state.alive.items() for said in load.read_only}
-    lost = {s.id for s in unavailable}
+    lost = {one.shard.id for one in unavailable}
     for name, collection in sorted(state.collections.items()):
         for shard in state.shards_of(collection):
             said = stuck.get((shard.primary.node, str(shard.id)))
@@ -87,10 +184,16 @@ def _in_words(said: ReadOnly) -> str:
     return f"{said.why}; reads go on.{' ' if said.way_on else ''}{said.way_on}"
 
 
-def _unplaced(state: ClusterState) -> Iterator[str]:
+def _unplaced(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
+    able = sum(n.state is NodeState.active and n.id not in down for n in state.nodes.values())
     for name, collection in sorted(state.collections.items()):
         missing = collection.shards - len(state.shards_of(collection))
-        if missing:
+        if missing and able < collection.min_in_sync:
+            yield (
+                f"Collection {name}: {missing} of {collection.shards} shards wait for {collection.min_in_sync} nodes "
+                f"to hold a copy each; there are {able}."
+            )
+        elif missing:
             yield f"Collection {name}: {missing} of {collection.shards} shards wait for the leader to place them."
 
 

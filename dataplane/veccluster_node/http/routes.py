@@ -327,6 +327,7 @@ class Api:
         if why := self.node.why_not_ready():
             verdict = verdict.because(f"Node {self.node.id} is not ready: {why}.")
         missing = {s.id for s in state.shards.values()} - {r.shard for r in reports}
+        unavailable = missing | {s.id for s in verdict.unavailable}
         return _json(
             api.Cluster(
                 health=verdict.health.value,
@@ -342,7 +343,12 @@ class Api:
                     )
                     for _, n in sorted(state.nodes.items())
                 ],
-                shards=api.ShardCounts(total=len(state.shards), under_replicated=0, unavailable=len(missing), moving=0),
+                shards=api.ShardCounts(
+                    total=len(state.shards),
+                    under_replicated=len(verdict.under_replicated),
+                    unavailable=len(unavailable),
+                    moving=len(verdict.moving),
+                ),
                 vectors=None if missing else sum(r.vectors for r in reports),
                 version=veccluster_node.VERSION,
                 etcd_version=self.node.etcd_version,
