@@ -89,6 +89,10 @@ async def test_a_connection_that_breaks_in_the_moment_of_sending_is_made_again(e
         await send(connection, data)
 
     await send_until(a, b, 1)
+    link = a.thread.links._links[b.id]
+    async with asyncio.timeout(10):
+        while link.wanted.is_set() or link.outbox._asked:  # noqa: ASYNC110 - until it waits for the next message
+            await asyncio.sleep(0.01)
     monkeypatch.setattr(links._Connection, "send", break_at_first)
     await send_until(a, b, 2)
     assert len(broken) == 3
