@@ -102,6 +102,8 @@ class Conductor:
         self._behind: list[Reading] = []
         self._heard: dict[Member, float] = {}
         self._heard_primary = time.monotonic()
+        self._complete: dict[Member, float] = {}
+        """When each other member last had the whole log."""
         self._ticked = time.monotonic()
 
     # -- events
@@ -314,7 +316,9 @@ class Conductor:
             return ()
         now, last = time.monotonic(), self.rules.journal.last
         others = sorted((primary.waiting | primary.configuration.learners) - {self.rules.me})
-        return tuple(Progress(m, last - primary.matched(m), now - self._heard.get(m, now)) for m in others)
+        behind = {m: last - primary.matched(m) for m in others}
+        self._complete = {m: now if not behind[m] else self._complete.get(m, now) for m in others}
+        return tuple(Progress(m, behind[m], now - self._complete[m], now - self._heard.get(m, now)) for m in others)
 
     # -- answers
 

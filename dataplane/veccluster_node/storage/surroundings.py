@@ -36,11 +36,15 @@ START = Position(NO_EPOCH, NOTHING)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a member is, as its primary knows: operations that it lacks, and seconds since it was last heard."""
+    """How far a member is, as its primary knows. Times in seconds."""
 
     member: Member
     behind: int
+    """Operations that it lacks."""
+    late: float
+    """Since it last lacked none."""
     silent: float
+    """Since it was last heard."""
 
 
 @dataclass(frozen=True, slots=True)
