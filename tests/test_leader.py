@@ -18,6 +18,7 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Shard, ShardId
 from veccluster_node.leader import campaign_and_lead
+from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
@@ -106,7 +107,7 @@ class Cluster:
         lease = await self.store.grant(10)
         election = Election(self.client, self.store.keys.leader, lease, LEADER.encode())
         following = asyncio.create_task(watch.follow())
-        leading = asyncio.create_task(campaign_and_lead(self.store, election, lease, watch, replace_after))
+        leading = asyncio.create_task(campaign_and_lead(self.store, election, lease, watch, replace_after, Measures()))
 
         async def stop() -> None:
             for task in (leading, following):

@@ -20,6 +20,7 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Epoch, Load, NodeId, Revision, Shard, ShardId
 from veccluster_node.leader import campaign_and_lead
+from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
@@ -205,7 +206,9 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     peers = Peers(node(0).id, _nobody_asks, lambda: store.state.nodes)
     watch = Watch(node(0).id, store, peers, Failover())
     election = Election(client, stores.keys.leader, lease, b"n0")
-    leading = asyncio.create_task(campaign_and_lead(store, election, lease, watch, replace_after=300.0))
+    leading = asyncio.create_task(
+        campaign_and_lead(store, election, lease, watch, replace_after=300.0, measures=Measures())
+    )
     words = collection("words", 128)
     await store.create_collection(words)
     assert await store.wait_until(lambda s: len(s.shards_of(words)) == 128, timeout=10)

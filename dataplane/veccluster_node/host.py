@@ -24,11 +24,12 @@ import structlog
 from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
 from veccluster.decisions.replication import events as on
-from veccluster.decisions.replication.messages import Message
+from veccluster.decisions.replication.messages import Message, Snapshot
 from veccluster.decisions.replication.values import Configuration, Member
 from veccluster.errors import OutcomeUnknown, ReplicaBehind, ShardsUnavailable, VecClusterError
 from veccluster.model.limits import Limits
 from veccluster.model.state import Collection, ReadConsistency, ReadOnly, Seq, ShardId
+from veccluster_node.measures import Measures
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
@@ -101,6 +102,7 @@ class ShardHost:
     ) -> None:
         """Nothing is open yet."""
         self.memory = memory
+        self.measures = Measures()
         self._surroundings = surroundings
         self._patience = patience
         self.metadata_is_fresh: Callable[[], bool] = lambda: True
@@ -159,6 +161,8 @@ class ShardHost:
 
     def deliver(self, shard: ShardId, message: Message) -> None:
         """Give a replica another one's message, if it is open; from any thread."""
+        if isinstance(message, Snapshot):
+            self.measures.refetches.inc()
         self.feed(shard, on.Received(message))
 
     def tick(self) -> None:
@@ -268,6 +272,13 @@ class ShardHost:
         return await self._write(request.shard, where, request)
 
     async def _write(self, shard: ShardId, ops: Ops, request: m.Write) -> m.Written:
+        try:
+            return await self._written(shard, ops, request)
+        except VecClusterError as error:
+            self.measures.refused.labels(error.slug).inc()
+            raise
+
+    async def _written(self, shard: ShardId, ops: Ops, request: m.Write) -> m.Written:
         replica = self._hosted_here(shard).replica
         pending = replica.write(ops, op_id=request.op_id, time_ns=time.time_ns(), level=request.level)
         try:

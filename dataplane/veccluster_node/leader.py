@@ -14,6 +14,7 @@ from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
+from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, Lease, Term
 from veccluster_node.metadata.store import Store
 from veccluster_node.watch import Watch, placed
@@ -26,13 +27,15 @@ AT_ONCE = 16
 log = structlog.get_logger(__name__)
 
 
-async def campaign_and_lead(store: Store, election: Election, lease: Lease, watch: Watch, replace_after: float) -> None:
+async def campaign_and_lead(
+    store: Store, election: Election, lease: Lease, watch: Watch, replace_after: float, measures: Measures
+) -> None:
     """Wait to be elected and lead until the lease ends; copies that are away for `replace_after` are made elsewhere."""
     try:
         term = await election.campaign()
         probing = asyncio.create_task(watch.probe(), name="probing")
         try:
-            await Leader(store, term, watch, replace_after).run(lease)
+            await Leader(store, term, watch, replace_after, measures).run(lease)
         finally:
             probing.cancel()
             await asyncio.gather(probing, return_exceptions=True)
@@ -43,11 +46,12 @@ async def campaign_and_lead(store: Store, election: Election, lease: Lease, watc
 class Leader:
     """One term of this node."""
 
-    def __init__(self, store: Store, term: Term, watch: Watch, replace_after: float) -> None:
+    def __init__(self, store: Store, term: Term, watch: Watch, replace_after: float, measures: Measures) -> None:
         self._store = store
         self._term = term
         self._watch = watch
         self._replace_after = replace_after
+        self._measures = measures
 
     async def run(self, lease: Lease) -> None:
         """Lead for as long as the lease lasts."""
@@ -78,8 +82,11 @@ class Leader:
         return sorted(changes, key=lambda c: not isinstance(c, failover.Promote))
 
     async def _change(self, change: failover.Change) -> None:
+        before = self._store.state.shards.get(change.shard)
         if await self._store.apply_failover(change, fenced_by=self._term):
             target = change.target
+            if before and isinstance(change, failover.Promote):
+                self._measures.failovers.observe(self._watch.away(before.primary.node))
             log.info(
                 type(change).__name__.lower(),
                 shard=str(change.shard),

@@ -224,7 +224,7 @@ class DataNode:
 
     async def _campaign(self, store: Store, client: EtcdClient, lease: Lease, watch: Watch) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
-        await campaign_and_lead(store, election, lease, watch, self._config.replace_after)
+        await campaign_and_lead(store, election, lease, watch, self._config.replace_after, self.host.measures)
 
     async def _publish(self, store: Store, lease: Lease, me: Node, campaigning: Coroutine[None, None, None]) -> None:
         """Say how the node fares whenever that changes, and stand for election meanwhile, until the lease is lost."""

@@ -93,6 +93,10 @@ class Watch:
             return Probe.silent
         return Probe.answered if self._boots.get(node, pong.boot) == pong.boot else Probe.silent
 
+    def away(self, node: NodeId) -> float:
+        """For how many seconds a node has not been there; 0 if it is."""
+        return self._presence.away(node, time.monotonic())
+
     def seen(self) -> dict[NodeId, failover.Seen]:
         """Every member as the leader's decisions are to see it now."""
         self.look()

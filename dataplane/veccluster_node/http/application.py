@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,10 +12,12 @@ from aiohttp.typedefs import Handler, Middleware
 from veccluster.errors import Unavailable
 from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
+from veccluster.model.state import ShardId
 from veccluster_node.http import metrics, negotiation, problems
 from veccluster_node.http.routes import Api
 from veccluster_node.node import DataNode
 from veccluster_node.peer.messages import ShardReport
+from veccluster_node.storage.surroundings import Standing
 
 MAX_LINE_SIZE = 64 << 10
 """Bytes of a request's first line, with a filter in its query string, and of one header, with tokens of many shards."""
@@ -59,7 +61,7 @@ async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdow
 def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_Connections") -> web.Application:
     """The aiohttp application."""
     api = Api(node, spec, limits, spec.tuning.batch_size)
-    measured = metrics.Metrics(_Observed(node))
+    measured = metrics.Metrics(_Observed(node), node.host.measures)
     wrapped_in = [measured.middleware(), problems.middleware, connections.middleware(), negotiation.compress]
     app = web.Application(middlewares=wrapped_in, client_max_size=0)  # bodies are bounded where they are read
     app.on_response_prepare.append(connections.say_goodbye)
@@ -146,6 +148,10 @@ class _Observed:
     def shard_reports(self) -> Iterable[ShardReport]:
         """Every shard that the node serves."""
         return self._node.host.reports()
+
+    def standings(self) -> Mapping[ShardId, Standing]:
+        """Where every open replica stands."""
+        return self._node.host.standings()
 
     def is_ready(self) -> bool:
         """Whether /readyz would say 200."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from aiohttp import web
@@ -18,7 +18,10 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from veccluster.model.state import ShardId
+from veccluster_node.measures import Measures
 from veccluster_node.peer.messages import ShardReport
+from veccluster_node.storage.surroundings import Standing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -29,6 +32,9 @@ class Observed(Protocol):
 
     def shard_reports(self) -> Iterable[ShardReport]:
         """Every shard that the node serves."""
+
+    def standings(self) -> Mapping[ShardId, Standing]:
+        """Where every open replica stands."""
 
     def is_ready(self) -> bool:
         """Whether /readyz would say 200."""
@@ -60,16 +66,43 @@ class _NodeCollector(Collector):
             for name, gauge in gauges.items():
                 gauge.add_metric([report.shard.collection, str(report.shard.number)], getattr(report, name))
         yield from gauges.values()
+        yield from self._copies()
+
+    def _copies(self) -> Iterable[Metric]:
+        """What a primary knows of the copies of its shard."""
+        shard, member = ["collection_uuid", "shard"], ["collection_uuid", "shard", "node"]
+        in_sync = GaugeMetricFamily("veccluster_shard_in_sync", "Replicas in sync, of those asked for.", labels=shard)
+        wanted = GaugeMetricFamily("veccluster_shard_replicas", "Replicas that are asked for.", labels=shard)
+        behind = GaugeMetricFamily(
+            "veccluster_replica_behind_operations",
+            "Operations of the primary's log that a replica lacks.",
+            labels=member,
+        )
+        late = GaugeMetricFamily(
+            "veccluster_replica_behind_seconds", "Time since a replica last lacked nothing.", labels=member
+        )
+        for i, standing in self._node.standings().items():
+            if standing.serving is None or standing.configuration is None:
+                continue
+            name = [i.collection, str(i.number)]
+            in_sync.add_metric(name, len(standing.configuration.in_sync))
+            wanted.add_metric(name, standing.configuration.replicas)
+            for other in standing.others:
+                behind.add_metric([*name, other.member.node], other.behind)
+                late.add_metric([*name, other.member.node], other.late)
+        return in_sync, wanted, behind, late
 
 
 class Metrics:
     """The registry of one node, and the middleware that counts requests."""
 
-    def __init__(self, node: Observed) -> None:
+    def __init__(self, node: Observed, replication: Measures) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_NodeCollector(node))
+        for measured in (replication.refused, replication.failovers, replication.refetches):
+            self._registry.register(measured)
         self._requests = Counter(
             "veccluster_http_requests",
             "Requests answered.",

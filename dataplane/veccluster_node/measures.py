@@ -1,0 +1,38 @@
+"""What a node counts about replication, for /metrics; gauges are read from the replicas when somebody asks."""
+
+from dataclasses import dataclass, field
+
+from prometheus_client import Counter, Histogram
+
+FAILOVER_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 30.0, 60.0)
+
+
+def _refused() -> Counter:
+    return Counter(
+        "veccluster_writes_refused",
+        "Writes to shards of this node that were not acknowledged, by the slug of the problem.",
+        ["reason"],
+        registry=None,
+    )
+
+
+def _failovers() -> Histogram:
+    return Histogram(
+        "veccluster_failover_seconds",
+        "Primaries replaced by this leader: time from when they were found to be gone.",
+        buckets=FAILOVER_SECONDS,
+        registry=None,
+    )
+
+
+def _refetches() -> Counter:
+    return Counter("veccluster_replica_refetches", "Replicas that fetched everything from another one.", registry=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """One of each for a node; whoever it happens to counts it."""
+
+    refused: Counter = field(default_factory=_refused)
+    failovers: Histogram = field(default_factory=_failovers)
+    refetches: Counter = field(default_factory=_refetches)
