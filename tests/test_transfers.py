@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import sqlite3
 import time
 
 import pytest
@@ -162,6 +163,26 @@ async def test_a_file_that_stays_damaged_is_given_up_told_to_the_sender_and_offe
     check(root, await offer(a, b, primary))
     assert len(exported) == 2
     await until(lambda: not list((a.path / "outgoing").iterdir()))
+
+
+async def test_a_snapshot_that_cannot_be_made_is_tried_again_and_keeps_no_other_from_being_made(
+    ends, primary, monkeypatch
+):
+    a, b = ends
+    monkeypatch.setattr(transfers, "AGAIN", 0.2)
+    root = needs(b)
+    failed = []
+    export = snapshots.export
+
+    def fail_at_first(root, into):
+        if not failed:
+            failed.append(into)
+            raise sqlite3.OperationalError("database is locked")
+        return export(root, into)
+
+    monkeypatch.setattr(snapshots, "export", fail_at_first)
+    check(root, await offer(a, b, primary))
+    assert failed
 
 
 async def test_a_primary_that_begins_anew_need_not_send_again_what_is_there(tmp_path, primary, monkeypatch):

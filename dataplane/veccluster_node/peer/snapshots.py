@@ -18,7 +18,7 @@ import aiohttp
 import structlog
 
 from veccluster.decisions.replication.messages import Header, Message, Snapshot
-from veccluster.errors import StorageCorrupt, VecClusterError
+from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Member, Node, NodeId, ShardId
 from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket
 from veccluster_node.peer.links import Links
@@ -199,7 +199,7 @@ class _Sender:
         try:
             async with self._exports:
                 made.offered = await asyncio.to_thread(snapshots.export, root, made.into)
-        except (VecClusterError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - SQLite has its own; and an offer that is never made blocks others
             self._failed(made, reason(error))
             return
         log.info(
@@ -349,7 +349,7 @@ class _Receiver:
         began = time.monotonic()
         try:
             await self._fetch(download)
-        except (_Unusable, VecClusterError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the sender must hear of it, whatever it is
             log.warning("snapshot_not_fetched", shard=str(download.shard), reason=reason(error))
             self._answer(download.shard, download.offer, done=True, why=reason(error))
         else:
