@@ -121,6 +121,19 @@ async def test_an_idle_connection_stays_for_as_long_as_its_peer_gives_signs_of_l
         assert cable.connections == 1
 
 
+async def test_a_slow_connection_is_not_taken_for_a_dead_one(ends):
+    """Signs of life wait behind a record that takes longer than they may."""
+    a, b, _ = ends
+    async with wire(b) as cable:
+        await send_until(a, b, 1)
+        cable.delay = 0.01
+        began = time.monotonic()
+        a.send(b, replicate(2, size=32 << 20))
+        await b.until(2)
+        assert time.monotonic() - began > links.SILENCE + 1.0
+        assert cable.connections == 1
+
+
 async def test_a_peer_that_comes_back_at_another_port_is_found(tmp_path):
     members = {}
     async with End(0, members, tmp_path) as a:

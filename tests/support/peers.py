@@ -123,6 +123,8 @@ class Wire:
         self.connections = 0
         self.flows = asyncio.Event()
         self.flows.set()
+        self.delay = 0.0
+        """Seconds that each 64 KiB take."""
         self.carried = 0
         self.cut_after: int | None = None
         """Bytes after which the connections are cut, once."""
@@ -146,6 +148,7 @@ class Wire:
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self.flows.wait()
+                await asyncio.sleep(self.delay * len(data) / (1 << 16))
                 writer.write(data)
                 await writer.drain()
                 self.carried += len(data)
