@@ -570,7 +570,7 @@ CREATIONS = [
     ({**CREATE, "metric": 1}, "metric", "must be 'cosine', 'l2' or 'dot', is 1"),
     *(({**CREATE, "shards": s}, "shards", "") for s in (0, 129, -1, "many", 1.5, True, [])),
     *(({**CREATE, "replication_factor": n}, "replication_factor", "must be at") for n in (0, 8)),
-    ({**CREATE, "replication_factor": 3}, "replication_factor", "is not there yet; use 1"),
+    ({**CREATE, "replication_factor": 7}, "replication_factor", "must be at most the number of nodes ("),
     ({**CREATE, "min_in_sync": 2}, "min_in_sync", "must be at most replication_factor (1), is 2"),
     ({**CREATE, "index": {"m": 1}}, "index.m", "must be at least"),
     ({**CREATE, "index": {"precision": "f8"}}, "index.precision", "must be"),

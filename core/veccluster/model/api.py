@@ -139,7 +139,7 @@ class CreateCollection(Request):
         in_sync = self.min_in_sync or (
             min(cluster.effective_min_in_sync, factor) if self.replication_factor is None else factor // 2 + 1
         )
-        if errors := [*_name_errors(name), *self._errors(factor, in_sync, limits)]:
+        if errors := [*_name_errors(name), *self._errors(factor, in_sync, max(nodes, cluster.nodes), limits)]:
             raise invalid(errors)
         return StoredCollection(
             name=name,
@@ -156,13 +156,13 @@ class CreateCollection(Request):
             write_consistency=self.write_consistency or cluster.consistency.write,
         )
 
-    def _errors(self, factor: int, in_sync: int, limits: Limits) -> list[FieldError]:
+    def _errors(self, factor: int, in_sync: int, nodes: int, limits: Limits) -> list[FieldError]:
         errors: list[FieldError] = []
         if self.dimension > limits.max_dimension:
             reason = f"must be at most {limits.max_dimension}, is {self.dimension}"
             errors.append({"field": "dimension", "reason": reason})
-        if factor > 1:
-            reason = "replication factor above 1 is not there yet; use 1"
+        if factor > nodes:
+            reason = f"must be at most the number of nodes ({nodes}), is {factor}"
             errors.append({"field": "replication_factor", "reason": reason})
         if in_sync > factor:
             reason = f"must be at most replication_factor ({factor}), is {in_sync}"
