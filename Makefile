@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow simulate bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
+.PHONY: help setup demo check format test test-slow simulate chaos bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,9 +39,14 @@ test: check ## everything that must pass before a change lands, under five minut
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-simulate: $(STAMP) ## replication on a simulated clock, network, disk and etcd; SEEDS=10000 FROM=0 MUTATION=name TRACE=1
+simulate: $(STAMP) ## replication on a simulated clock, network, disk and etcd; SEEDS=10000 FROM=0 ATOMIC=1 MUTATION=name TRACE=1
 	@PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(or $(SEEDS),1000) --from $(or $(FROM),0) \
-	    $(if $(MUTATION),--mutation $(MUTATION)) $(if $(TRACE),--trace)
+	    $(if $(ATOMIC),--atomic) $(if $(MUTATION),--mutation $(MUTATION)) $(if $(TRACE),--trace)
+
+chaos: $(STAMP) ## real nodes and a real etcd under faults; NEMESIS=mixed CYCLES=10 SEED= OPERATIONS= DURATION= FACTOR=3 REPORT=1
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(CYCLES),--cycles $(CYCLES)) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(DURATION),--duration $(DURATION)) \
+	    $(if $(FACTOR),--factor $(FACTOR)) $(if $(REPORT),--report) $(ARGS)
 
 bench: $(STAMP) ## recall, ingest rate, queries a second, latency and memory, as a table and as JSON
 	$(BIN)/python -m bench

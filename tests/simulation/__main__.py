@@ -1,12 +1,16 @@
-"""python -m simulation [--seeds N] [--from SEED] [--mutation NAME] [--trace]"""
+"""python -m simulation [--atomic] [--seeds N] [--from SEED] [--mutation NAME] [--trace]"""
 
 import argparse
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from simulation import run
+from simulation.atomic import mutations as atomic_mutations
+from simulation.atomic import rules as atomic_rules
+from simulation.atomic import run as atomic_run
 from simulation.checks import Violation
 from simulation.mutations import MUTATIONS
 
@@ -31,37 +35,56 @@ class Tally:
     reads: int = 0
     promotions: int = 0
     lost: int = 0
+    batches: int = 0
 
-    def add(self, result: run.Result) -> None:
+    def add(self, result: run.Result | atomic_run.Result) -> None:
         self.events += result.events
         self.acknowledged += result.acknowledged
         self.reads += result.reads
         self.promotions += result.promotions
         self.lost += result.doomed
+        self.batches += result.batches if isinstance(result, atomic_run.Result) else 0
 
     def __str__(self) -> str:
+        several = f" ({self.batches} of them batches over several shards)" if self.batches else ""
         return (
-            f"{self.seeds} seeds, {self.failed} failed; {self.events} events, {self.acknowledged} acknowledged writes, "
-            f"{self.reads} reads, {self.promotions} promotions, {self.lost} runs lost every copy"
+            f"{self.seeds} seeds, {self.failed} failed; {self.events} events, {self.acknowledged} acknowledged writes"
+            f"{several}, {self.reads} reads, {self.promotions} promotions, {self.lost} runs lost every copy"
         )
+
+
+def _simulate(
+    parser: argparse.ArgumentParser, asked: argparse.Namespace
+) -> Callable[[int], run.Result | atomic_run.Result]:
+    """What runs a seed."""
+    known = atomic_mutations.MUTATIONS if asked.atomic else MUTATIONS
+    if asked.mutation and asked.mutation not in known:
+        parser.error(f"there is no mutation {asked.mutation}; there are {', '.join(sorted(known))}")
+    if asked.atomic:
+        batches = atomic_mutations.MUTATIONS[asked.mutation].rules if asked.mutation else atomic_rules.Rules()
+        return lambda seed: atomic_run.simulate(seed, batches, trace=asked.trace)
+    rules = MUTATIONS[asked.mutation].rules if asked.mutation else run.Rules()
+    return lambda seed: run.simulate(seed, rules, trace=asked.trace)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="simulation")
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--from", dest="first", type=int, default=0)
-    parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="remove a rule")
+    parser.add_argument("--mutation", help="remove a rule")
+    parser.add_argument("--atomic", action="store_true", help="several shards, and batches over them")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     asked = parser.parse_args()
-    rules = MUTATIONS[asked.mutation].rules if asked.mutation else run.Rules()
+    simulate = _simulate(parser, asked)
     tally, began = Tally(), time.monotonic()
     for seed in range(asked.first, asked.first + asked.seeds):
         tally.seeds += 1
         try:
-            tally.add(run.simulate(seed, rules, trace=asked.trace))
+            tally.add(simulate(seed))
         except Exception as error:  # noqa: BLE001 - a defect of any kind is a seed that fails
             tally.failed += 1
             again = f"make simulate SEEDS=1 FROM={seed}" + (f" MUTATION={asked.mutation}" if asked.mutation else "")
+            again += " ATOMIC=1" if asked.atomic else ""
             say(f"seed {seed}: {type(error).__name__}: {error}\n    again: {again} TRACE=1")
             if not isinstance(error, Violation):
                 traceback.print_exc()

@@ -80,8 +80,8 @@ class Node:
         self.up, self.boot, self.stalled_until = True, self.boot + 1, 0.0
         image = self.disk.now
         last = max(image.base.through, min(self.applied, image.last))
-        self.table, self.results = dict(image.base.table), dict(image.base.results)
-        self.applied, self._installing = image.base.through, None
+        self._show(image.base)
+        self._installing = None
         until = Seq(self.world.rng.randint(image.base.through, last))
         for record in image.log:
             if record.last <= until:
@@ -135,7 +135,7 @@ class Node:
         effects = self.replica.handle(event)
         if self._installing and self.replica.journal.applied >= self._installing.through:
             base, self._installing = self._installing, None
-            self.table, self.results, self.applied = dict(base.table), dict(base.results), base.through
+            self._show(base)
             self.checks.installed(self, base)
         for effect in effects:
             if self.world.trace and not isinstance(effect, do.Send | do.SendRecords | do.Sync):
@@ -266,6 +266,9 @@ class Node:
     def _seen(self, now: object | None) -> None:
         if isinstance(now, Configuration):
             self.feed(on.Seen(now))
+
+    def _show(self, base: Base) -> None:
+        self.table, self.results, self.applied = dict(base.table), dict(base.results), base.through
 
     def _apply(self, record: Record) -> None:
         for key, deleted in decode(record.payload).items():
