@@ -206,6 +206,7 @@ async def test_a_primary_that_begins_anew_need_not_send_again_what_is_there(tmp_
 
 async def test_a_new_primary_replaces_one_that_died_in_the_middle(tmp_path, primary, monkeypatch):
     members = {}
+    monkeypatch.setattr(transfers, "GIVE_UP", 1000.0)
     monkeypatch.setattr(transfers, "CHUNK", 1 << 16)
     async with End(1, members, tmp_path, snapshot_rate=1 << 20) as b, End(2, members, tmp_path) as c:
         root = needs(b)
