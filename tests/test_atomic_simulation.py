@@ -1,0 +1,65 @@
+"""Batches over several simulated shards are all or nothing; without any part of the rule a run breaks a promise.
+
+`make simulate ATOMIC=1 SEEDS=10000` is the long run.
+"""
+
+import itertools
+
+import pytest
+
+from simulation.atomic.mutations import MUTATIONS
+from simulation.atomic.run import simulate
+from simulation.checks import Violation
+
+SEEDS = 16
+BOUND = 300
+"""Seeds within which the absence of a part has to show."""
+
+
+def test_seeds_keep_every_promise_about_batches() -> None:
+    results = [simulate(seed) for seed in range(SEEDS)]
+    assert sum(r.batches for r in results) > 400
+    assert sum(r.dropped for r in results) > 20
+    assert sum(r.promotions for r in results) > 60
+    assert sum(r.rounds - r.reads for r in results) > 200, "reads find batches lacking, and read again"
+
+
+def test_a_seed_with_batches_is_always_the_same_run() -> None:
+    assert simulate(4) == simulate(4)
+
+
+SHOWS_AT = {
+    "DecideEarly": 0,
+    "TwoVerdicts": 1,
+    "LateDecision": 15,
+    "LateNote": 23,
+    "Unconfirmed": 66,
+    "DropAlone": 0,
+    "NeverDrop": 30,
+    "NoTakeUp": 0,
+    "AsTheyCome": 0,
+    "Overtake": 17,
+    "ForgetAtOnce": 1,
+    "ForgetAfterOne": 21,
+    "RetryAnew": 0,
+    "AckAtDecision": 0,
+    "ShowPrepared": 0,
+    "NeverReread": 0,
+    "PlaceIsEnough": 0,
+    "NamesNobody": 0,
+    "SnapshotLacksPending": 6,
+    "SnapshotLacksDecided": 5,
+    "ClearEarly": 1,
+    "SnapshotLacksLatest": 2,
+}
+"""A seed that shows the absence of each part, so that the test need not look for one until something changes."""
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_run_without_this_part_of_the_rule_breaks_a_promise(name: str) -> None:
+    for seed in itertools.chain([SHOWS_AT[name]], range(BOUND)):
+        try:
+            simulate(seed, MUTATIONS[name].rules)
+        except Violation:
+            return
+    pytest.fail(f"no seed of {BOUND} shows that {MUTATIONS[name].instead}")
