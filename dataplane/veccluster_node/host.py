@@ -15,7 +15,7 @@ from functools import singledispatchmethod
 from heapq import merge
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -41,6 +41,7 @@ from veccluster_node.storage.surroundings import Standing, Surroundings
 T = TypeVar("T")
 Ops = Sequence[operations.Op] | operations.DeleteWhere
 _Read = m.Search | m.Get | m.ListIds | m.Count
+_OfOneState = search.Results | search.Rows[Any] | search.Total
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
@@ -307,36 +308,30 @@ class ShardHost:
             [_wire_hit(h) for h in islice(merge(*lists, key=lambda h: (h.distance, h.id)), request.k)]
             for lists in per_query
         ]
-        applied = {n: (f.epoch, f.applied_seq) for n, f in found.items()}
-        return m.Found(hits, applied, failed)
+        return m.Found(hits, _applied(found), failed)
 
     @_answer.register
     async def _(self, request: m.Get) -> m.Reply:
         shards = [ShardId(request.collection, n) for n in request.ids]
         wanted = {ShardId(request.collection, n): ids for n, ids in request.ids.items()}
-
-        def read(shard: ShardId, replica: Replica) -> tuple[m.Position, list[search.Stored | None]]:
-            position = (replica.standing.applied.epoch, replica.applied_seq)  # before: it shows that much, at least
-            return position, replica.get(wanted[shard])
-
-        got, failed = await self._each_with(shards, request, read)
-        stored = (s for n in sorted(got) for s in got[n][1] if s is not None)
+        got, failed = await self._each_with(shards, request, lambda shard, replica: replica.get(wanted[shard]))
+        stored = (s for n in sorted(got) for s in got[n] if s is not None)
         found = [m.StoredVector(s.id, s.vector.tobytes(), s.metadata) for s in stored]
-        return m.Got(found, {n: position for n, (position, _) in got.items()}, failed)
+        return m.Got(found, _applied(got), failed)
 
     @_answer.register
     async def _(self, request: m.ListIds) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
         got, failed = await self._each(shards, request, lambda r: r.list_ids(request.after, request.limit, where))
-        return m.Listed(list(islice(merge(*got.values()), request.limit)), failed)
+        return m.Listed(list(islice(merge(*got.values()), request.limit)), failed, _applied(got))
 
     @_answer.register
     async def _(self, request: m.Count) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
         got, failed = await self._each(shards, request, lambda r: r.count(where))
-        return m.Counted(sum(got.values()), failed)
+        return m.Counted(sum(got.values()), failed, _applied(got))
 
     @_answer.register
     async def _(self, request: m.GetReport) -> m.Reply:
@@ -425,6 +420,11 @@ async def _by_shard(
         else:
             found[shard.number] = answer
     return found, failed
+
+
+def _applied(read: Mapping[int, _OfOneState]) -> dict[int, m.Position]:
+    """The state in which each shard was read: what a client has seen, neither less nor more."""
+    return {n: (of.epoch, of.applied_seq) for n, of in read.items()}
 
 
 def _shard_of(directory: str) -> ShardId | None:

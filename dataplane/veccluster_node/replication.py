@@ -31,12 +31,18 @@ class Sender(Protocol):
     def send(self, node: NodeId, shard: ShardId, message: Message) -> None:
         """Send a message; it may be lost."""
 
+    def reaches(self, node: NodeId) -> bool:
+        """False when the node has been away for a while."""
+
 
 class Offers(Protocol):
     """Snapshots that others may fetch."""
 
     def offer(self, shard: ShardId, header: Header, root: "Path") -> None:
         """Make one for the member that `header` is for, and tell it."""
+
+    def is_under_way(self, shard: ShardId, to: Member) -> bool:
+        """Whether that member is fetching one."""
 
 
 class Replication:
@@ -54,6 +60,12 @@ class Replication:
         """Send a message; it may be lost."""
         if self.links:
             self.links.send(to.node, shard, message)
+
+    def takes_records(self, shard: ShardId, to: Member) -> bool:
+        """Whether to send records makes sense."""
+        if self.links and not self.links.reaches(to.node):
+            return False
+        return self.offers is None or not self.offers.is_under_way(shard, to)
 
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         """Let a member fetch everything."""

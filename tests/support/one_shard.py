@@ -1,4 +1,4 @@
-"""Several real replicas of one shard in one process: real disks and threads, a network and an etcd that obey the test."""
+"""Several real replicas of one shard in one process: real disks and threads; network and etcd obey the test."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -155,6 +155,9 @@ class Around:
     def send(self, shard: ShardId, to: Member, message: Message) -> None:
         self._shard.deliver(self._node, to, message)
 
+    def takes_records(self, shard: ShardId, to: Member) -> bool:
+        return True
+
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         threading.Thread(target=self._shard.fetch, args=(self._node, header), daemon=True).start()
 
@@ -174,7 +177,9 @@ class Around:
 
 
 @contextmanager
-def replicated(root: Path, count: int = 3, *, min_in_sync: int = 2, settings: StorageSettings = SMALL) -> Iterator[Shard]:
+def replicated(
+    root: Path, count: int = 3, *, min_in_sync: int = 2, settings: StorageSettings = SMALL
+) -> Iterator[Shard]:
     """A shard with so many replicas, all open."""
     shard = Shard(root, count, min_in_sync=min_in_sync, settings=settings)
     shard.start()

@@ -80,6 +80,9 @@ class Alone:
     def send(self, shard: ShardId, to: Member, message: Message) -> None:
         raise AssertionError("there is nobody else")
 
+    def takes_records(self, shard: ShardId, to: Member) -> bool:
+        raise AssertionError("there is nobody else")
+
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         raise AssertionError("there is nobody else")
 

@@ -280,6 +280,9 @@ class Conductor:
     # -- the other replicas
 
     def _send_records(self, header: Header, after: Seq, through: Seq) -> None:
+        if not self._surroundings.takes_records(self._spec.shard, header.to):
+            self._surroundings.send(self._spec.shard, header.to, Replicate(header))
+            return
         some: list[Record] = []
         size = 0
         for record in self._records(after, through):

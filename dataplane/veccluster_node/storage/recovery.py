@@ -163,9 +163,13 @@ class Recovery:
             if self.settings.wal_sync == "always":
                 self._doubt(sentence)
             log.roll(start=applied + 1)
+        lineage = _joined(records.lineage, log, applied)
+        if lineage.newest > epoch and not self.broken:
+            epoch = lineage.newest
+            epochs.write(self.path, epoch)  # the log shows it now, and may be cut
         return Found(
             epoch=epoch,
-            lineage=_joined(records.lineage, log, applied),
+            lineage=lineage,
             first=Seq(log.dense_from if log.last_seq >= applied else applied + 1),
             last=Seq(max(log.last_seq, applied)),
             applied=Seq(applied),

@@ -21,7 +21,7 @@ from veccluster_node.storage.conductor import Reading
 from veccluster_node.storage.files import tree_size
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
-from veccluster_node.storage.search import Hit, Query, Reader, Results, Stored
+from veccluster_node.storage.search import Hit, Query, Reader, Results, Rows, Stored, Total
 from veccluster_node.storage.settings import ReplicaSpec, ReplicaStats, StorageSettings
 from veccluster_node.storage.surroundings import Standing, Surroundings
 from veccluster_node.storage.writer import Writer
@@ -198,17 +198,17 @@ class Replica:
         with self._noticing_damage():
             return self._reader.search(query)
 
-    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+    def get(self, ids: Sequence[str]) -> Rows[Stored | None]:
         """What is stored under each id, all from one state; None for what is not there."""
         with self._noticing_damage():
             return self._reader.get(ids)
 
-    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None) -> list[str]:
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None) -> Rows[str]:
         """At most `limit` ids beyond `after`, in the order of their UTF-8 bytes."""
         with self._noticing_damage():
             return self._reader.list_ids(after, limit, filter_)
 
-    def count(self, filter_: Filter | None = None) -> int:
+    def count(self, filter_: Filter | None = None) -> Total:
         """How many vectors there are, or how many a filter matches."""
         with self._noticing_damage():
             return self._reader.count(filter_)

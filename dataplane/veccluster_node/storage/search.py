@@ -11,11 +11,11 @@ exact.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from veccluster_node.storage.distance import F32, F64, I64, U64, Mask, coarse, e
 from veccluster_node.storage.graph import Graph
 from veccluster_node.storage.records import Row, Snapshot, Snapshots
 from veccluster_node.storage.view import Feed, SearchView, Segment
+
+T = TypeVar("T")
 
 _BLOCK_BYTES = 16 << 20
 """Memory that one block of a scan may take for its distances or gathered vectors."""
@@ -82,6 +84,29 @@ class Results(list[list[Hit]]):
         super().__init__(hits)
         self.applied_seq = applied_seq
         self.epoch = epoch
+
+
+class Rows(list[T]):
+    """What was read of several rows, as of the state after `applied_seq`."""
+
+    def __init__(self, rows: Iterable[T], snapshot: Snapshot) -> None:
+        super().__init__(rows)
+        self.applied_seq = snapshot.applied_seq
+        self.epoch = snapshot.epoch
+
+
+class Total(int):
+    """A number of vectors, as of the state after `applied_seq`."""
+
+    applied_seq: int
+    epoch: int
+
+    @classmethod
+    def of(cls, number: int, snapshot: Snapshot) -> "Total":
+        """The number in that state."""
+        made = cls(number)
+        made.applied_seq, made.epoch = snapshot.applied_seq, snapshot.epoch
+        return made
 
 
 @dataclass(slots=True, eq=False)
@@ -192,24 +217,24 @@ class Reader:
         with self._snapshots.take() as snapshot:
             yield snapshot
 
-    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+    def get(self, ids: Sequence[str]) -> Rows[Stored | None]:
         """What is stored under each id, all as of one state; None for what is not there."""
         with self.snapshot() as snapshot:
             rows = snapshot.rows_of(ids)
             found = list(rows.values())
             vectors = snapshot.vectors([r.seq for r in found], self._dimension)
             stored = {r.id: Stored(r.id, v, r.metadata) for r, v in zip(found, vectors, strict=True)}
-            return [stored.get(i) for i in ids]
+            return Rows((stored.get(i) for i in ids), snapshot)
 
-    def list_ids(self, after: str | None, limit: int, filter_: Filter | None) -> list[str]:
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None) -> Rows[str]:
         """Ids in the order of their UTF-8 bytes, beyond `after`."""
         with self.snapshot() as snapshot:
-            return snapshot.ids(after, limit, filter_)
+            return Rows(snapshot.ids(after, limit, filter_), snapshot)
 
-    def count(self, filter_: Filter | None) -> int:
+    def count(self, filter_: Filter | None) -> Total:
         """How many vectors there are, or how many a filter matches."""
         with self.snapshot() as snapshot:
-            return snapshot.count(filter_)
+            return Total.of(snapshot.count(filter_), snapshot)
 
     def close(self) -> None:
         """Let go of the connections."""

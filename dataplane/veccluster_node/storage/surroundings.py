@@ -18,6 +18,9 @@ class Surroundings(Protocol):
     def send(self, shard: ShardId, to: Member, message: Message) -> None:
         """Send a message; it may be lost."""
 
+    def takes_records(self, shard: ShardId, to: Member) -> bool:
+        """Whether to send records makes sense: not to a node that is away, or that is fetching everything anyway."""
+
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         """Let the member that `header` is for fetch everything, unless it is doing so already."""
 
