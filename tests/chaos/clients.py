@@ -50,8 +50,8 @@ class Load:
     """Seconds between two operations of a client, on average."""
     attempt: float = 4.0
     """Seconds after which a request is given up."""
-    patience: float = 12.0
-    """Seconds after which a write is not sent again."""
+    patience: Sequence[float] = (0.0, 1.0, 12.0)
+    """Seconds after which a write is not sent again: one of these."""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ids(self, group: int) -> list[str]:
@@ -99,6 +99,9 @@ class Client:
         one = self.chance.choice(self.load.ids(self.chance.randrange(self.load.groups)))
         return await self._write("/vectors/delete", {"ids": [one]}, {one: None}, "deleted")
 
+    def patience(self) -> float:
+        return self.chance.choice(self.load.patience)
+
     async def _write(self, path: str, body: object, values: dict[str, Value], done: str) -> list[Write]:
         """Send a write until its outcome is known or patience ends."""
         history, level = self.load.history, self.chance.choice(WRITE_LEVELS)
@@ -106,7 +109,8 @@ class Client:
         operation, start = f"{self.name}.{self.asked}", history.now()
         writes = [history.begin(Write(i, v, self.name, level, operation, start)) for i, v in values.items()]
         path += f"?consistency={level}" if level else ""
-        ends, stored, uncertain = time.monotonic() + self.load.patience, set[str](), set[str]()
+        ends = time.monotonic() + self.patience()
+        stored, uncertain = set[str](), set[str]()
         while True:
             status, reply = await self._send("POST", path, body, {"Operation-Id": operation})
             certain, open_ = _outcomes(status, reply, [w.id for w in writes], done)

@@ -78,8 +78,12 @@ class Disk:
 
     def starve(self) -> None:
         """The medium takes no block that it does not have yet: there seems to be space, and fsync fails."""
-        used = run("df", "--output=used", "-B", "4096", self._medium).split()[-1]
-        run("mount", "-o", f"remount,size={(int(used) + 1) * 4096}", self._medium)
+        for more in (1, 16, 256, 4096):  # somebody may be writing
+            used = int(run("df", "--output=used", "-B", "4096", self._medium).split()[-1])
+            with contextlib.suppress(RuntimeError):
+                run("mount", "-o", f"remount,size={(used + more) * 4096}", self._medium)
+                return
+        raise RuntimeError(f"{self._medium} grows too fast to be held")
 
     def free(self) -> int:
         """Bytes that a file could still take."""

@@ -61,7 +61,11 @@ def known(history: History) -> list[str]:
 
 
 def current(history: History) -> list[str]:
-    """No strong or quorum read is older than what was acknowledged before it began."""
+    """No strong or quorum read is older than what was acknowledged before it began.
+
+    A quorum read promises it only if one of those asked was in sync then. With two or more of three replicas in sync at
+    any time, two that are asked always include one.
+    """
     wrong = []
     for one, reads in history.reads.items():
         acknowledged = [w for w in history.writes[one] if w.stored]

@@ -17,6 +17,7 @@ from typing import Any
 import requests
 
 from chaos.arena import Host
+from chaos.clocks import Clock
 from chaos.disks import Disk
 from support.etcd import binary
 from veccluster_cli.local.processes import tied
@@ -24,8 +25,6 @@ from veccluster_cli.local.processes import tied
 PORT = 8000
 PEER_PORT = 8001
 NAME = "chaos"
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-"""libfaketime, if it is there: then nodes take their wall clock from a file."""
 
 
 class NotRecovered(AssertionError):
@@ -109,8 +108,7 @@ class Node(Process):
         self.disk = Disk(base, f"disk-{number}")
         self._cluster = cluster
         self._config = base / f"{self.name}.json"
-        self._clock = base / f"{self.name}.clock"
-        self.set_clock(0.0)
+        self.clock = Clock(base, self.name)
 
     @property
     def url(self) -> str:
@@ -125,15 +123,8 @@ class Node(Process):
         command = [sys.executable, "-m", "veccluster_node", "--config", str(self._config)]
         environment = {"VECCLUSTER_FAILPOINTS": failpoints}
         if self._cluster.clocks:
-            environment |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock)}
-            environment |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            environment |= self.clock.environment()
         self.spawn(command, environment)
-
-    def set_clock(self, ahead: float) -> None:
-        """Make its wall clock jump, within a second; monotonic clocks are as they are."""
-        draft = self._clock.with_suffix(".new")
-        draft.write_text(f"{ahead:+.3f}\n")
-        draft.replace(self._clock)
 
     def lose_power(self) -> None:
         """Nothing of it happens any more, and the disk keeps what was on it; `start` is another boot."""
@@ -252,7 +243,7 @@ class Cluster:
         for member in self.etcd:
             member.start()
         for node in self.nodes:
-            node.set_clock(0.0)
+            node.clock.set(0.0)
             node.disk.relieve()
             node.start()
 

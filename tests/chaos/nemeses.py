@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from chaos import clocks
 from chaos.arena import CLIENTS, Direction
-from chaos.machines import FAKETIME, Cluster, Node
+from chaos.machines import Cluster, Node
 
 
 @dataclass
@@ -236,7 +237,7 @@ def clock(scene: Scene) -> None:
         node = scene.chance.choice(scene.cluster.nodes)
         ahead = scene.chance.choice([-1, 1]) * 10 ** scene.chance.uniform(0, 6)
         scene.did(f"clock of {node.name} {ahead:+.0f} s")
-        node.set_clock(ahead)
+        node.clock.set(ahead)
         scene.rest(0.2, 3)
 
 
@@ -301,6 +302,4 @@ NEMESES: dict[str, Callable[[Scene], None]] = {
 
 def why_not(name: str) -> str | None:
     """Why a nemesis cannot work here."""
-    if name == "clock" and not FAKETIME.exists():
-        return f"{FAKETIME} is not there (Debian: libfaketime), and the kernel's time namespaces move no wall clock"
-    return None
+    return clocks.missing() if name == "clock" else None

@@ -84,6 +84,14 @@ FIGURES = (
         "etcd away 10 min: writes that succeed; back in order after it returns", "≥ 99.9 %; ≤ 30 s",
         "make chaos NEMESIS=etcd-away CYCLES=1 DURATION=600", "etcd-away", 1, _etcd, duration=600,
     ),
+    Figure(
+        "100,000 damaged logs (torn, flipped): crash, hang, silent loss", "0",
+        "make chaos NEMESIS=logs CYCLES=100000", "logs", 100_000, lambda t: f"{t.violations} of {t.cycles}",
+    ),
+    Figure(
+        "1,000 damaged generations: dead processes, wrong answers", "0",
+        "make chaos NEMESIS=generations CYCLES=1000", "generations", 1000, lambda t: f"{t.violations} of {t.cycles}",
+    ),
 )  # fmt: skip
 
 

@@ -98,16 +98,26 @@ class Run:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             cycle = _Cycle(self, load, http, random.Random(f"{asked.seed} {number}"), number)
             wrong = await cycle.run()
-            held = await cycle.look(load.all_ids())
+            lost: list[str] = []
+            try:
+                lost = [] if cycle.unrecovered else await self._look(cycle, number)
+            except NotRecovered as error:
+                cycle.unrecovered += 1
+                wrong.append(str(error))
             wrong += await asyncio.to_thread(judges.everything, load.history)
-            lost = judges.final(load.history, held)
-            self.history.add(load.history)
-            if (number + 1) % FULL_LOOK == 0 or number + 1 == asked.cycles:
-                held = await cycle.look(None)
-                lost += judges.final(self.history, held)
         self._count(load.history, cycle, wrong, lost)
         self._tell(number, cycle, load.history, time.monotonic() - began, [*wrong, *lost])
         return not (wrong or lost)
+
+    async def _look(self, cycle: "_Cycle", number: int) -> list[str]:
+        """What is lost or back when all is in order again; now and then of everything that was ever written."""
+        history = cycle.load.history
+        ids = sorted({*cycle.load.all_ids(), *history.writes})
+        lost = judges.final(history, await cycle.look(ids))
+        self.history.add(history)
+        if (number + 1) % FULL_LOOK == 0 or number + 1 == self.asked.cycles:
+            lost += judges.final(self.history, await cycle.look(None))
+        return lost
 
     def _count(self, history: History, cycle: "_Cycle", wrong: list[str], lost: list[str]) -> None:
         tally, operations = self.tally, history.operations()
@@ -136,9 +146,10 @@ class Run:
             self.keep.mkdir(parents=True, exist_ok=True)
             history.save(self.keep / f"cycle-{number + 1}.jsonl")
             self.cluster.keep_logs(self.keep)
-            for line in wrong[:20]:
-                self.say(f"  {line}")
-            self.say(f"  history and logs: {self.keep}")
+            (self.keep / f"cycle-{number + 1}.txt").write_text("\n".join(wrong) + "\n")
+            for at, line in enumerate(wrong[:12]):
+                self.say(f"  {line if at == 0 else line.splitlines()[0]}")
+            self.say(f"  all of it, history and logs: {self.keep}")
 
 
 class _Cycle:
@@ -270,10 +281,14 @@ class _Cycle:
         """One page; the cluster is in order, so that failures may only be of the moment."""
         ends = time.monotonic() + 20.0
         while True:
-            async with self.http.get(f"{node.url}/v1/collections/{COLLECTION}/vectors", params=query) as reply:
-                said: dict[str, Any] = await reply.json(content_type=None)
-            if reply.status == 200:
-                return said
+            try:
+                async with self.http.get(f"{node.url}/v1/collections/{COLLECTION}/vectors", params=query) as reply:
+                    said: dict[str, Any] = await reply.json(content_type=None)
+                if reply.status == 200:
+                    return said
+                why = str(said.get("detail"))
+            except (aiohttp.ClientError, TimeoutError) as error:
+                why = f"{type(error).__name__}: {error}"
             if time.monotonic() > ends:
-                raise NotRecovered(f"{node.name} to list what it holds: {said.get('detail')}")
+                raise NotRecovered(f"{node.name} to list what it holds: {why}")
             await asyncio.sleep(0.2)
