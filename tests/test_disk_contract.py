@@ -16,7 +16,11 @@ SEED, STEPS = 5, 160
 
 numbers = st.integers(0, 999)
 ordinary = st.tuples(st.sampled_from(KINDS), numbers)
-with_crashes = st.lists(st.one_of(ordinary, ordinary, ordinary, st.tuples(st.just("crash"), numbers)), max_size=60)
+crash = st.tuples(st.just("crash"), numbers)
+life = st.tuples(st.lists(ordinary, max_size=30).map(tuple), crash).map(lambda drawn: [*drawn[0], drawn[1]])
+with_crashes = st.lists(life, min_size=1, max_size=4).map(
+    lambda lives: [("epoch", 1), *(s for life in lives for s in life)]
+)
 
 
 @settings(max_examples=25, deadline=None)

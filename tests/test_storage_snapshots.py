@@ -44,14 +44,16 @@ def exported(source, tmp_path):
 
 @pytest.fixture
 def other(tmp_path):
-    """A closed replica that holds something else, and has promised an epoch."""
+    """What a crash left of a replica that holds something else, and has promised an epoch."""
     path = tmp_path / "other"
-    with opened(path, SPEC, SETTINGS) as replica:
+    with opened(tmp_path / "running", SPEC, SETTINGS) as replica:
         for i in range(9):
             write(replica, [upsert(f"old{i}", [i] * 8)])
         assert replica.build(30)
         write(replica, [upsert("oldest", [1] * 8)])
         delete(replica, "old1")
+        shutil.copytree(tmp_path / "running", path)
+    assert (path / "records.sqlite-wal").stat().st_size
     epochs.write(path, 7)
     return path
 

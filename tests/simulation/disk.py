@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from simulation.world import World
 from veccluster.decisions.replication import effects as do
@@ -120,13 +121,26 @@ class Disk:
         )
 
     def crash(self) -> None:
-        """What was not synced may be there or not, in part: the epoch and the log are different files."""
+        """What was not synced may be there or not, in part: the epoch and the log are different files. Of what was
+        being cut a part may be left.
+        """
         rng = self.world.rng
         images = [i for i in (self.durable, self.durable, self._writing, self.now) if i is not None]
         kept = rng.choice(images)
         if kept is not self.durable and kept.log[: len(self.durable.log)] == self.durable.log:
             kept = replace(kept, log=kept.log[: rng.randint(len(self.durable.log), len(kept.log))])
-        self._become(replace(kept, epoch=rng.choice(images).epoch))
+        elif kept is self.durable and (left := min(self._uncut(image) for image in images)) < len(kept.log):
+            kept = replace(kept, log=kept.log[: rng.randint(left, len(kept.log))])
+        epoch = rng.choice(images).epoch
+        self._become(replace(kept, epoch=max(epoch, kept.lineage().newest)))  # opening stores what the log shows
+
+    def _uncut(self, image: Image) -> int:
+        """How many of the durable records another image still has."""
+        if image.base != self.durable.base:
+            return len(self.durable.log)
+        return sum(
+            1 for _ in takewhile(lambda both: both[0] == both[1], zip(self.durable.log, image.log, strict=False))
+        )
 
     def wipe(self) -> None:
         self._become(Image())
