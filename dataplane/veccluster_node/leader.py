@@ -6,7 +6,7 @@ Everything the leader does is fenced by its term; a leader that has lost it with
 import structlog
 
 from veccluster.decisions import assignment
-from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
+from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster_node.metadata.etcd import Election, Lease, Term
 from veccluster_node.metadata.store import Store
 
@@ -33,6 +33,6 @@ async def _lead(store: Store, term: Term, lease: Lease) -> None:
         for action in assignment.decide(store.state):
             try:
                 await store.apply(action, fenced_by=term)
-            except (OutcomeUnknown, MetadataUnavailable) as error:
+            except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
                 log.warning("leader_action_failed", action=type(action).__name__, reason=error.detail)
                 break  # the next round sees what there is
