@@ -13,7 +13,6 @@ import trustme
 from e2e.cluster.images import ETCD_IMAGE
 from e2e.cluster.tools import Kubectl
 from e2e.support.database import Manifest
-from e2e.waiting import wait_for
 
 NAME, USER = "etcd", "search"
 _TLS = "/tls"
@@ -91,15 +90,6 @@ def everything_said(kubectl: Kubectl, namespace: str) -> dict[str, str]:
     for pod in kubectl("get", "pods", "-o", "name", namespace=namespace).split():
         said[pod] = kubectl("logs", pod, "--all-containers", namespace=namespace)
     return said
-
-
-def wait_until_mounted(kubectl: Kubectl, namespace: str, pod: str, file: str, content: str) -> None:
-    """Until the kubelet has brought a changed Secret into a pod, which takes it up to a minute and a half."""
-
-    def there() -> bool:
-        return kubectl("exec", pod, "--", "cat", file, namespace=namespace).strip() == content.strip()
-
-    wait_for(there, 120, f"the new content of {file} in {pod}", every=2)
 
 
 def _objects() -> list[Manifest]:
