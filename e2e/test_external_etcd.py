@@ -133,7 +133,6 @@ def wrong_clusters(kubectl, etcd):
     ]  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_a_secret_that_is_wrong_or_missing_is_told_in_words_and_correcting_it_heals(kubectl, etcd, database):
     wrong = wrong_clusters(kubectl, etcd)
     for one in wrong:
@@ -152,7 +151,6 @@ def test_a_secret_that_is_wrong_or_missing_is_told_in_words_and_correcting_it_he
     no_secret_is_told(kubectl, etcd, "guessed-in-vain")
 
 
-@pytest.mark.timeout(300)
 def test_another_password_is_survived_while_reads_and_writes_go_on(kubectl, client, etcd, database):
     database.wait_until_healthy()
     before, old = same_processes(database), etcd.password

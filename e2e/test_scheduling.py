@@ -177,7 +177,6 @@ def drain(kubectl, cluster, production):
     production.wait_until_healthy()
 
 
-@pytest.mark.timeout(300)
 def test_draining_two_machines_takes_one_pod_of_a_kind_at_a_time_and_all_is_well_after(
     kubectl, client, production, drain
 ):
