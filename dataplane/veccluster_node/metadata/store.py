@@ -70,6 +70,7 @@ class Store:
                     f"{error.detail}; we must be allowed to read and write every key under {self.keys.prefix}"
                 )
                 log.warning("state_not_readable", reason=self.refused)
+                self.wake()
                 await asyncio.sleep(PAUSE_AFTER_REFUSAL)
 
     async def _follow(self) -> None:
