@@ -11,19 +11,6 @@ from e2e.waiting import wait_for
 WORDS = 500
 
 
-def wait_until_told(database, *words, kind="Progressing", within=60):
-    """Wait until a condition and an event say all these words."""
-
-    def told():
-        message = database.condition(kind).get("message", "")
-        assert all(word in message for word in words), message
-        events = database.events()
-        assert any(all(word in event for word in words) for event in events), events
-        return True
-
-    wait_for(told, within, f"a condition and an event that say {words}")
-
-
 def load(kubectl, client, database):
     """Create a collection by its resource and put words into it."""
     collection = vec_collection("words", database.name, dimension=384)
@@ -57,7 +44,7 @@ def test_a_deleted_veccluster_leaves_its_volumes_unless_told_otherwise(kubectl, 
 
     # What cannot be done is told; the rest of the same change is done.
     database.patch(storage={"retain": False, "size": "2Gi"})
-    wait_until_told(database, "spec.storage.size cannot be changed for volumes that exist")
+    database.wait_until_told("spec.storage.size cannot be changed for volumes that exist")
     database.delete()
     wait_for(lambda: not database.claims(), 60, "the volume claims of node and etcd to be gone")
 
@@ -87,7 +74,7 @@ def small(shared):
 
 def test_a_file_whose_pods_fit_nowhere_is_told_in_words_and_corrected_by_a_good_one(shared):
     shared.apply(resources={"requests": {"cpu": "100"}})
-    wait_until_told(shared, "0 of 1 nodes are ready", "small-0 cannot be scheduled", "Insufficient cpu", kind="Ready")
+    shared.wait_until_told("0 of 1 nodes are ready", "small-0 cannot be scheduled", "Insufficient cpu", kind="Ready")
     assert shared.condition("Ready")["status"] == "False"
     shared.apply()
     shared.wait_until_ready()
@@ -97,7 +84,7 @@ def test_a_file_whose_pods_fit_nowhere_is_told_in_words_and_corrected_by_a_good_
 def test_while_it_is_paused_nothing_is_done_and_the_status_says_so(kubectl, small):
     service = ("service", "small")
     small.patch(paused=True)
-    wait_until_told(small, "paused: true", "leaves everything as it is")
+    small.wait_until_told("paused: true", "leaves everything as it is")
     kubectl("delete", *service, namespace=small.namespace)
     small.patch(paused=True, nodes=2)
     small.wait_until_seen()
@@ -120,7 +107,7 @@ def test_kubectl_scale_adds_nodes_and_is_told_in_words_that_none_can_be_taken_aw
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
 
     kubectl("scale", "vc", "small", "--replicas=1", namespace=small.namespace)
-    wait_until_told(small, "spec.nodes cannot go down from 2 to 1 yet")
+    small.wait_until_told("spec.nodes cannot go down from 2 to 1 yet")
     assert len(small.pods("node")) == 2
     assert small.condition("Ready")["status"] == "True"
     kubectl("scale", "vc", "small", "--replicas=2", namespace=small.namespace)
@@ -139,7 +126,7 @@ def test_kubectl_scale_adds_nodes_and_is_told_in_words_that_none_can_be_taken_aw
 def test_what_cannot_be_done_is_a_condition_and_an_event_and_no_pod_notices(small, asked, words):
     pods, before = {uid(p) for p in small.pods()}, small.get()["spec"]
     small.patch(**asked)
-    wait_until_told(small, *words)
+    small.wait_until_told(*words)
     assert small.condition("Progressing")["status"] == "False"
     assert small.condition("Ready")["status"] == "True"
     small.patch(**{name: before.get(name) for name in asked})
@@ -151,7 +138,7 @@ def test_what_cannot_be_done_is_a_condition_and_an_event_and_no_pod_notices(smal
 def test_an_image_that_does_not_exist_is_told_in_words_and_a_file_without_it_mends_that(client, small):
     ids = {uid(p) for p in small.pods("node")}
     small.patch(image="localhost/veccluster-node:nowhere")
-    wait_until_told(small, "Image", "localhost/veccluster-node:nowhere", kind="Ready", within=90)
+    small.wait_until_told("Image", "localhost/veccluster-node:nowhere", kind="Ready", within=90)
     assert len({uid(p) for p in small.pods("node")} - ids) == 1, "more than one pod was restarted for a wrong image"
     small.patch(image=None)
     small.wait_until_healthy()

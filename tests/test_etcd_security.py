@@ -1,15 +1,17 @@
 """The etcd client with TLS and passwords, against real members that insist on them."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
 import structlog
+import trustme
 
 from support.etcd import EtcdCluster
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable
-from veccluster_node.metadata.etcd import Election, EtcdClient, Put
+from veccluster_node.metadata.etcd import Election, EtcdClient, NotAdmitted, Put
 
 PASSWORD = "correct horse battery"
 
@@ -40,6 +42,36 @@ async def test_without_a_client_certificate_or_with_a_strange_authority_there_is
         with pytest.raises(MetadataUnavailable):
             async with EtcdClient(tls_cluster.config(timeout=0.5, **wrong)) as client:
                 await client.get("/a")
+
+
+async def test_what_is_wrong_with_a_certificate_is_said_in_words_that_name_its_file(tls_cluster, tmp_path):
+    right, stranger, junk = tls_cluster.config(), tmp_path / "stranger.pem", tmp_path / "junk.pem"
+    trustme.CA().cert_pem.write_to_path(stranger)
+    junk.write_text("no certificate")
+    cases = [
+        ({"ca_file": stranger}, f"was not issued by the authority in {stranger}, or is not valid now"),
+        ({"cert_file": None, "key_file": None}, f"have a certificate, and there is none beside {right.ca_file}"),
+        ({"ca_file": junk}, f"{junk}, .* must be PEM"),
+    ]
+    for wrong, why in cases:
+        with pytest.raises(NotAdmitted, match=why):
+            await EtcdClient(tls_cluster.config(timeout=0.7, **wrong)).connect()
+
+
+async def test_certificates_that_are_renewed_are_used_without_a_new_client(tls_cluster, tmp_path):
+    right, files = tls_cluster.config(), {f: tmp_path / f for f in ("ca_file", "cert_file", "key_file")}
+    for name, path in files.items():
+        shutil.copy(getattr(right, name), path)
+    trustme.CA().cert_pem.write_to_path(files["ca_file"])
+    client = EtcdClient(tls_cluster.config(timeout=0.7, **files))
+    client.open()
+    with pytest.raises(NotAdmitted):
+        await client.get("/a")
+    shutil.copy(right.ca_file, files["ca_file"])
+    with pytest.raises(NotAdmitted):
+        await client.get("/a")
+    assert await client.get("/nothing") is None
+    await client.close()
 
 
 async def test_a_certificate_file_that_is_not_there_is_named(tls_cluster, tmp_path):
@@ -78,6 +110,28 @@ async def test_a_wrong_password_is_refused_at_once_and_nobody_logs_it(guarded):
     with structlog.testing.capture_logs() as logs, pytest.raises(MetadataRefused, match="password") as caught:
         await EtcdClient(guarded.config(username="root", password="wrong horse")).connect()
     assert "horse" not in f"{logs} {caught.value.problem()}"
+
+
+async def test_a_password_in_a_file_may_be_wrong_for_a_while(guarded, tmp_path):
+    username, password = tmp_path / "username", tmp_path / "password"
+    files = {"username_file": username, "password_file": password}
+    username.write_text("changing")
+    password.write_text("old-horse")
+    guarded.ctl("user", "add", "changing:old-horse")
+    guarded.ctl("user", "grant-role", "changing", "root")
+    with structlog.testing.capture_logs() as logs:
+        async with EtcdClient(guarded.config(**files)) as client, aclosing(client.follow("/r/")) as updates:
+            await anext(updates)
+            guarded.ctl("user", "passwd", "--interactive=false", "changing", stdin="new-horse")
+            with pytest.raises(NotAdmitted, match=f"user name in {username} with the password in {password}"):
+                await client.put("/r/a", b"")
+            password.unlink()
+            with pytest.raises(NotAdmitted, match="password is missing"):
+                await client.put("/r/a", b"")
+            password.write_text("new-horse")
+            await client.put("/r/a", b"")
+            assert (await anext(updates)).events[0].key == "/r/a"
+    assert "horse" not in str(logs)
 
 
 async def test_a_client_without_a_password_is_told_that_one_is_wanted(guarded):

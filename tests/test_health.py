@@ -39,7 +39,9 @@ def test_a_node_that_this_one_cannot_reach_counts_as_down_whatever_its_lease_say
 
 def test_without_etcd_an_expired_lease_says_nothing() -> None:
     verdict = judge(_state(alive={}), metadata_away=12.0)
-    assert "etcd has been unreachable for 12 s" in verdict.issues[-1]
+    assert "etcd has been unreachable for 12 s: reads" in verdict.issues[-1]
+    verdict = judge(_state(alive={}), metadata_away=12.0, not_admitted="the password is wrong")
+    assert "etcd has been unreachable for 12 s (the password is wrong): reads" in verdict.issues[-1]
 
 
 def test_a_lost_disk_is_named_as_such() -> None:

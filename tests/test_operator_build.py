@@ -17,6 +17,7 @@ from veccluster_operator.build import (
     etcd_endpoints,
     etcd_quota,
     immutable_differences,
+    in_words_of_the_spec,
     manifests,
     with_immutable_of,
 )
@@ -426,6 +427,23 @@ def test_secrets_of_an_external_etcd_are_mounted_by_name_and_told_as_files():
     assert secrets == {"etcd-tls": "t", "etcd-credentials": "c"}
     assert mounts["etcd-tls"] == "/etc/veccluster-etcd/tls"
     assert mounts["etcd-credentials"] == "/etc/veccluster-etcd/credentials"
+    assert all(v["secret"]["optional"] for v in pod["volumes"] if "secret" in v), "the node says what is missing"
+
+
+@pytest.mark.parametrize(
+    ("said", "in_words"),
+    {
+        "/etc/veccluster-etcd/tls/x is bad.": "key x of Secret t is bad (spec.metadata.tls.secretName)",
+        "/etc/veccluster-etcd/credentials is empty": "Secret c is empty (spec.metadata.credentialsSecret)",
+        "no word of a file.": "no word of a file.",
+        "/etc/veccluster-etcd/tls/tls.key and /etc/veccluster-etcd/credentials/password.": (
+            "key tls.key of Secret t and key password of Secret c"
+            " (spec.metadata.tls.secretName, spec.metadata.credentialsSecret)"
+        ),
+    }.items(),
+)
+def test_what_a_node_says_of_its_files_is_told_of_secrets_keys_and_the_field(said, in_words):
+    assert in_words_of_the_spec(said, cluster(SPECS["external etcd"])) == in_words
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from veccluster_operator import build
 from veccluster_operator.build.names import BOOTSTRAPPED_LABEL, COMPONENT_LABEL, ZONE_ANNOTATION
-from veccluster_operator.decide import plan
+from veccluster_operator.decide import plan, status
 from veccluster_operator.decide.observed import Member, Observed
 
 SETTINGS = plan.Settings(node_image="node:1", etcd_image="etcd:1", namespace="veccluster-system")
@@ -346,3 +346,53 @@ def test_building_twice_gives_the_same():
         operator_namespace="x",
     )
     assert build.manifests(cluster, context) == build.manifests(plan.parse(body()), context)
+
+
+# What a person wrote that does not fit
+
+
+def test_a_secret_that_a_node_misses_is_why_the_cluster_is_not_ready():
+    asked = body(metadata={"endpoints": ["http://e:2379"], "credentialsSecret": "login"})
+    observed = Observed()
+    for _ in range(3):
+        observed = created(plan.decide(asked, observed, SETTINGS).actions, observed)
+    for number in range(3):
+        observed = unready(observed, f"demo-{number}")
+    says = "Node demo-0 is not ready: waiting for etcd at http://e:2379: /etc/veccluster-etcd/credentials/password is"
+    observed = replace(observed, report={**healthy_report(), "health": "degraded", "issues": [f"{says} empty."]})
+    observed = plan.in_words_of_the_spec(observed, plan.parse(asked))
+    situation = plan.decide(asked, observed, SETTINGS).situation
+    told = status.of(observed, situation, 1)
+    ready = next(c for c in told["conditions"] if c["type"] == "Ready")
+    assert ready["reason"] == "NoAccessToEtcd"
+    assert ready["message"] == (
+        "0 of 3 nodes are ready; Node demo-0 is not ready: waiting for etcd at http://e:2379: "
+        "key password of Secret login is empty (spec.metadata.credentialsSecret)"
+    )
+    (news,) = [n for n in status.news(told, {}) if n.message == ready["message"] and n.reason == ready["reason"]]
+    assert news.warning
+
+
+def test_a_zone_in_which_there_is_no_machine_is_named():
+    observed = replace(settled(body()), all_zones=frozenset({"b", "a"}))
+    situation = plan.decide(body(zones=["a", "c"]), observed, SETTINGS).situation
+    assert situation.obstacles == ("spec.zones: no Kubernetes node is in zone c; there are a, b",)
+    assert plan.decide(body(zones=["a", "b"]), observed, SETTINGS).situation.obstacles == ()
+    unknown = replace(observed, all_zones=None)
+    assert plan.decide(body(zones=["c"]), unknown, SETTINGS).situation.obstacles == ()
+
+
+def test_an_etcd_member_without_a_machine_is_made_anew_once_the_file_says_where_else_it_may_be():
+    observed = settled(body())
+    objects: Any = copy.deepcopy(observed.objects)
+    objects["StatefulSet", "demo-etcd"]["status"]["updateRevision"] = "new"
+    pods = copy.deepcopy(list(observed.pods))
+    members = [p for p in pods if p["metadata"]["labels"][COMPONENT_LABEL] == "etcd"]
+    for number, member in enumerate(members):
+        member["metadata"]["labels"]["controller-revision-hash"] = "old" if number else "new"
+    del members[0]["spec"]["nodeName"], members[1]["spec"]["nodeName"]
+    observed = replace(observed, objects=objects, pods=pods)
+    restarts = [a for a in plan.decide(body(), observed, SETTINGS).actions if isinstance(a, plan.RestartPod)]
+    assert [a.pod["metadata"]["name"] for a in restarts] == ["demo-etcd-1"]
+    objects["StatefulSet", "demo-etcd"]["metadata"]["generation"] += 1
+    assert plan.decide(body(), observed, SETTINGS).actions == (), "it would come back as it was"

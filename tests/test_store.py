@@ -231,3 +231,20 @@ async def _nobody_asks(request: AnyRequest) -> Reply:
 
 def _nothing_left(state: ClusterState) -> bool:
     return not state.drops and not state.dropped_by
+
+
+async def test_a_state_that_etcd_does_not_let_us_read_is_read_once_it_does():
+    with EtcdCluster(1) as guarded:
+        guarded.enable_auth("horse")
+        async with EtcdClient(guarded.config(username="reader", password="horse")) as client:
+            store = Store(client, Keys("default", "demo"))
+            following = asyncio.create_task(store.follow())
+            assert await store.wait_until(lambda _: bool(store.refused), timeout=10)
+            assert "permission denied" in store.refused
+            assert "/veccluster/default/demo/" in store.refused
+            guarded.ctl("role", "grant-permission", "reader", "readwrite", store.keys.prefix, "--prefix")
+            await asyncio.wait_for(store.known(), 10)
+            assert store.refused == ""
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following

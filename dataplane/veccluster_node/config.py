@@ -121,7 +121,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 raise ValueError("advertise must name this node's host when it listens on all addresses")
         elif not _HOST.fullmatch(self.advertise) and not _is_ipv6(self.advertise):
             raise ValueError(f"advertise must be a host name or an address, without a port, is {self.advertise!r}")
-        self.etcd.client().login()
+        self.etcd.client()  # the files that it names are waited for: a Secret may be corrected at any time
 
 
 def _is_every_address(host: str) -> bool:

@@ -11,7 +11,7 @@ import structlog
 from veccluster.decisions import assignment
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.values import Configuration
-from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
+from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
 from veccluster_node.measures import Measures
@@ -61,7 +61,7 @@ class Leader:
                 continue  # decisions need to see at least what the leader before us did
             try:
                 await self._round()
-            except (OutcomeUnknown, MetadataUnavailable) as error:
+            except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
                 log.warning("leader_round_interrupted", reason=error.detail)  # the next round sees what there is
 
     async def _round(self) -> None:

@@ -17,7 +17,14 @@ import structlog
 
 import veccluster_node
 from veccluster.decisions.health import Verdict, judge
-from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
+from veccluster.errors import (
+    InvalidSpec,
+    LeaseLost,
+    MetadataRefused,
+    MetadataUnavailable,
+    OutcomeUnknown,
+    VecClusterError,
+)
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Load, Node, NodeId, NodeState, ShardId
 from veccluster_node import zone as zones
@@ -25,7 +32,7 @@ from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
 from veccluster_node.identity import Identity, WrongDirectory
 from veccluster_node.leader import campaign_and_lead
-from veccluster_node.metadata.etcd import Election, EtcdClient, Lease
+from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, NotAdmitted, reason_of
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
@@ -79,6 +86,8 @@ class DataNode:
         self._zone = config.zone
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
+        self._not_admitted = ""
+        """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
         self.coordinator = Coordinator(
             self.id,
@@ -104,7 +113,8 @@ class DataNode:
     def metadata_for_changes(self) -> Store:
         """The store, for a change of the metadata; `MetadataUnavailable` at once while etcd is known to be away."""
         if away := self._metadata_away():
-            raise MetadataUnavailable(f"etcd has been unreachable for {away:.0f} s; try again when it is back")
+            why = f" ({self._not_admitted})" if self._not_admitted else ""
+            raise MetadataUnavailable(f"etcd has been unreachable for {away:.0f} s{why}; try again when it is back")
         return self.metadata()
 
     def why_not_ready(self) -> str | None:
@@ -112,7 +122,8 @@ class DataNode:
         if self.draining:
             return "the node is stopping"
         if self.store is None or self._reconciler is None or not self.state.revision:
-            return f"waiting for etcd at {', '.join(self._config.etcd.endpoints)}"
+            why = self._not_admitted or (self.store.refused if self.store else "")
+            return f"waiting for etcd at {', '.join(self._config.etcd.endpoints)}{why and ': ' + why}"
         if self.id not in self.state.nodes:
             return "registering as a member of the cluster"
         if not self._reconciler.settled:
@@ -121,7 +132,8 @@ class DataNode:
 
     def verdict(self, unreachable: frozenset[NodeId] = frozenset()) -> Verdict:
         """The health of the cluster as this node sees it."""
-        return judge(self.state, unreachable=unreachable, metadata_away=self._metadata_away())
+        away = self._metadata_away()
+        return judge(self.state, unreachable=unreachable, metadata_away=away, not_admitted=self._not_admitted)
 
     def _metadata_away(self) -> float:
         """Seconds since etcd was lost; 0 while the lease is held. More than 0 from the first moment."""
@@ -161,7 +173,7 @@ class DataNode:
         )
         if self._config.zone_file:
             self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
-        async with _connected(self._config) as client:
+        async with self._connected() as client:
             store = Store(client, Keys(self._config.namespace, self._config.cluster))
             self._reconciler = Reconciler(self._identity, store, self.host)
             self.store = self._replication.store = store
@@ -182,6 +194,31 @@ class DataNode:
             await self._reconciler.close()
         await self.peers.close()
         await self.host.close()
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[EtcdClient]:
+        """A client of etcd, however long it takes until one is there and lets us in; the files are read at each try."""
+        while True:
+            client = EtcdClient(self._config.etcd.client())
+            try:
+                await client.connect()
+                break
+            except (MetadataUnavailable, MetadataRefused, InvalidSpec) as error:
+                self._note_admission(error)
+                log.warning("etcd_not_reached", endpoints=self._config.etcd.endpoints, reason=error.detail)
+                await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+        self._not_admitted = ""
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    def _note_admission(self, error: VecClusterError) -> None:
+        """Keep what a person can put right. Of a lost lease it is not known why."""
+        if isinstance(error, InvalidSpec):
+            self._not_admitted = reason_of(error)
+        elif not isinstance(error, LeaseLost):
+            self._not_admitted = error.detail if isinstance(error, NotAdmitted | MetadataRefused) else ""
 
     async def _follow_zone(self, store: Store, path: Path) -> None:
         async for zone in zones.follow(path):
@@ -206,8 +243,9 @@ class DataNode:
                     me = await self._register(store, me)
                     campaign = self._campaign(store, client, lease, watch)
                     await self._publish(store, lease, me, campaign)
-            except (LeaseLost, MetadataUnavailable, OutcomeUnknown) as error:
+            except (LeaseLost, MetadataUnavailable, MetadataRefused, OutcomeUnknown) as error:
                 self._lease_lost_at = self._lease_lost_at or time.monotonic()
+                self._note_admission(error)
                 log.warning("membership_interrupted", reason=error.detail)
                 await asyncio.sleep(PAUSE_BETWEEN_TRIES)
 
@@ -240,6 +278,7 @@ class DataNode:
                     await store.publish(load, lease)
                     published = load
                 self._lease_lost_at = None
+                self._not_admitted = ""
         finally:
             campaign.cancel()
             await asyncio.gather(campaign, return_exceptions=True)
@@ -291,21 +330,3 @@ class DataNode:
             recovering=tuple(map(str, self._reconciler.recovering())),
             broken=tuple(map(str, self._reconciler.broken())),
         )
-
-
-@asynccontextmanager
-async def _connected(config: NodeConfig) -> AsyncIterator[EtcdClient]:
-    """A client of etcd, however long it takes until one is there."""
-    settings = config.etcd.client()
-    while True:
-        client = EtcdClient(settings)
-        try:
-            await client.connect()
-            break
-        except MetadataUnavailable as error:
-            log.warning("etcd_not_reached", endpoints=config.etcd.endpoints, reason=error.detail)
-            await asyncio.sleep(PAUSE_BETWEEN_TRIES)
-    try:
-        yield client
-    finally:
-        await client.close()

@@ -87,10 +87,12 @@ class Replication:
 
     async def _swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
         outcome, now = on.Outcome.unknown, None
-        if self.store:
-            outcome, now = await self.store.swap_shard(shard, target, expected)
-        if self.host:
-            self.host.feed(shard, on.Answered(target, outcome, now))
+        try:
+            if self.store:
+                outcome, now = await self.store.swap_shard(shard, target, expected)
+        finally:  # a replica that gets no answer never asks again
+            if self.host:
+                self.host.feed(shard, on.Answered(target, outcome, now))
 
     async def _read(self, shard: ShardId) -> None:
         if self.store is None or shard in self._reading:

@@ -193,6 +193,7 @@ def _kubelet(settings: Settings, node: Node) -> dict[str, object]:
         "localStorageCapacityIsolation": False,
         "podLogsDir": str(home / "pod-logs"),  # kubelets delete each other's in a common one
         "resolvConf": str(home / "resolv.conf"),
+        "syncFrequency": "10s",  # in which a changed Secret reaches its pods; a test would wait for a minute and a half
     }
 
 

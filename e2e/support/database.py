@@ -142,6 +142,18 @@ class Database:
 
         wait_for(seen, 30, f"the operator to see the spec of {self.name}")
 
+    def wait_until_told(self, *words: str, kind: str = "Progressing", within: float = 60) -> None:
+        """Until a condition and an event say all these words."""
+
+        def told() -> bool:
+            message = str(self.condition(kind).get("message", ""))
+            assert all(word in message for word in words), message
+            events = self.events()
+            assert any(all(word in event for word in words) for event in events), events
+            return True
+
+        wait_for(told, within, f"a condition and an event that say {words}")
+
     def wait_until_healthy(self, timeout: float = 120) -> None:
         """Until all is as it should be: Ready, healthy, nothing in progress, no pod missing."""
 

@@ -88,10 +88,11 @@ class Reconciler:
             return Outcome()
         cluster = _parsed(body)
         observed = await self._observe(key, body, cluster)
-        plan = planning.decide(body, observed, self._settings)
+        told = planning.in_words_of_the_spec(observed, cluster) if cluster else observed
+        plan = planning.decide(body, told, self._settings)
         for action in plan.actions:
             plan = await self._carry_out(body, cluster, plan, action)
-        await self._say(body, status.of(observed, plan.situation, body["metadata"]["generation"]))
+        await self._say(body, status.of(told, plan.situation, body["metadata"]["generation"]))
         servers = _servers(observed)
         if cluster is not None:
             await self._collections.round(body, cluster, servers, observed.report)
@@ -118,7 +119,7 @@ class Reconciler:
         *built, pods, claims = lists
         uid = body["metadata"]["uid"]
         objects = {(o["kind"], o["metadata"]["name"]): o for found in built for o in found if _owned_by(o, uid)}
-        hosts = await self._nodes.of(pods)
+        hosts = await self._nodes.of(pods, all_zones=bool(cluster and cluster.spec.zones))
         seen = Observed(objects=objects, pods=pods, claims=claims)
         report, problem = await self._ask(_servers(seen))
         return Observed(
@@ -126,6 +127,7 @@ class Reconciler:
             pods=pods,
             claims=claims,
             zones=hosts.zones,
+            all_zones=hosts.all_zones,
             nodes_down=hosts.down,
             report=report,
             report_problem=problem,

@@ -154,13 +154,13 @@ class EtcdCluster:
         """The end of what a member has logged."""
         return (self._directory / f"etcd-{index}.log").read_text()[-3000:]
 
-    def ctl(self, *arguments: str) -> str:
+    def ctl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run etcdctl against the members that run; what it prints."""
         endpoints = ",".join(self.endpoints[i] for i in sorted(self._processes))
         tls = [f"--cacert={self._directory}/ca_file.pem", f"--cert={self._directory}/cert_file.pem"]
         tls.append(f"--key={self._directory}/key_file.pem")
         command = [binary("etcdctl"), f"--endpoints={endpoints}", *(tls if self._tls else []), *self._logins]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=20, input=stdin)
         if done.returncode:
             raise RuntimeError(f"etcdctl {' '.join(arguments)}: {done.stderr}")
         return done.stdout

@@ -31,9 +31,16 @@ class Verdict:
         return replace(self, health=worse, issues=(*self.issues, issue))
 
 
-def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), metadata_away: float = 0.0) -> Verdict:
+def judge(
+    state: ClusterState,
+    *,
+    unreachable: frozenset[NodeId] = frozenset(),
+    metadata_away: float = 0.0,
+    not_admitted: str = "",
+) -> Verdict:
     """The verdict on `state`, by a node that could not reach `unreachable` and lost etcd `metadata_away` seconds ago.
 
+    `not_admitted` says in words why etcd does not let the node in, where that is why it is lost.
     While etcd is away its leases say nothing: then only `unreachable` tells which nodes are down.
     """
     down = {n for n in state.nodes if n in unreachable or (n not in state.alive and not metadata_away)}
@@ -51,7 +58,7 @@ def judge(state: ClusterState, *, unreachable: frozenset[NodeId] = frozenset(), 
     degraded = [
         *_grouped((one for one in thin if one not in unavailable), lambda one: one.thinness()),
         *_nodes_down(state, down),
-        *_metadata(state, metadata_away),
+        *_metadata(state, metadata_away, not_admitted),
         *_reported(state),
     ]
     return Verdict(
@@ -202,10 +209,11 @@ def _nodes_down(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
         yield f"Node {node} ({state.nodes[node].address}) is not reachable."
 
 
-def _metadata(state: ClusterState, away: float) -> Iterator[str]:
+def _metadata(state: ClusterState, away: float, not_admitted: str) -> Iterator[str]:
     if away:
+        why = f" ({not_admitted})" if not_admitted else ""
         yield (
-            f"etcd has been unreachable for {away:.0f} s: reads and writes go on; "
+            f"etcd has been unreachable for {away:.0f} s{why}: reads and writes go on; "
             "collections cannot be created or deleted until it is back."
         )
     elif state.leader is None:

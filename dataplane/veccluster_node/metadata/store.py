@@ -41,6 +41,8 @@ SHARDS_IN_ONE_TRANSACTION = 100
 PATIENCE = 2.0
 """Seconds that a client's request waits for etcd."""
 
+PAUSE_AFTER_REFUSAL = 1.0
+
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -55,6 +57,8 @@ class Store:
         self._state = ClusterState()
         self._changed = asyncio.Event()
         self._known = asyncio.Event()
+        self.refused = ""
+        """Why etcd does not let us read the state at present, in words; empty when it does."""
 
     @property
     def state(self) -> ClusterState:
@@ -62,7 +66,19 @@ class Store:
         return self._state
 
     async def follow(self) -> None:
-        """Keep `state` up to date for ever; ends only by cancellation or when etcd refuses us for good."""
+        """Keep `state` up to date for ever; what etcd refuses now it may allow later."""
+        while True:
+            try:
+                await self._follow()
+            except MetadataRefused as error:
+                self.refused = (
+                    f"{error.detail}; we must be allowed to read and write every key under {self.keys.prefix}"
+                )
+                log.warning("state_not_readable", reason=self.refused)
+                self.wake()
+                await asyncio.sleep(PAUSE_AFTER_REFUSAL)
+
+    async def _follow(self) -> None:
         entries: dict[str, KeyValue] = {}
         async for update in self._client.follow(self.keys.prefix):
             if isinstance(update, Snapshot):
@@ -75,6 +91,7 @@ class Store:
                         entries[event.key] = event.now
             raw = {key: (kv.value, int(kv.mod_revision)) for key, kv in entries.items()}
             self._state = encoding.state_of(self.keys.prefix, raw, update.revision)
+            self.refused = ""
             self._known.set()
             self.wake()
 
@@ -197,7 +214,7 @@ class Store:
         put = Put(key, encoding.encode_shard(target.put_into(record)))
         try:
             result = await self._client.txn([ModRevision(key, "==", expected)], [put], [Get(key)])
-        except (OutcomeUnknown, MetadataUnavailable):
+        except (OutcomeUnknown, MetadataUnavailable, MetadataRefused):
             return Outcome.unknown, None
         if result.succeeded:
             return Outcome.swapped, replace(target, revision=result.revision)

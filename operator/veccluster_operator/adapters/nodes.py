@@ -1,6 +1,7 @@
 """Kubernetes nodes: in which zone a pod runs, and whether its machine is there.
 
-Only the nodes that run a cluster's pods are asked for, and each at most every `TTL` seconds. Without the right to read
+Only the nodes that run a cluster's pods are asked for, and each at most every `TTL` seconds; all of them where a
+cluster asks for zones, of which one may have none. Without the right to read
 nodes nothing is known, and the operator does without.
 """
 
@@ -25,6 +26,7 @@ class Hosts:
 
     zones: Mapping[str, str]
     down: frozenset[str]
+    all_zones: frozenset[str] | None = None
 
 
 class KubernetesNodes:
@@ -34,13 +36,26 @@ class KubernetesNodes:
         self._api = api
         self._allowed = allowed
         self._known: dict[str, tuple[float, Mapping[str, Any] | None]] = {}
+        self._all_zones: tuple[float, frozenset[str] | None] = (0.0, None)
 
-    async def of(self, pods: Sequence[Mapping[str, Any]]) -> Hosts:
-        """The nodes on which `pods` run."""
+    async def of(self, pods: Sequence[Mapping[str, Any]], *, all_zones: bool = False) -> Hosts:
+        """The nodes on which `pods` run; with `all_zones` also the zones that there are."""
         names = {name for p in pods if (name := p.get("spec", {}).get("nodeName"))}
         found = {name: await self._node(name) for name in sorted(names)} if self._allowed else {}
         zones = {n: zone for n, node in found.items() if node and (zone := _zone(node))}
-        return Hosts(zones, frozenset(n for n, node in found.items() if node is not None and not _is_ready(node)))
+        down = frozenset(n for n, node in found.items() if node is not None and not _is_ready(node))
+        return Hosts(zones, down, await self._zones_there_are() if all_zones and self._allowed else None)
+
+    async def _zones_there_are(self) -> frozenset[str] | None:
+        at, zones = self._all_zones
+        if time.monotonic() - at >= TTL:
+            try:
+                zones = frozenset(zone for node in await self._api.list(NODE) if (zone := _zone(node)))
+            except ApiError as error:
+                log.warning("nodes_not_listed", reason=error.message)
+                zones = None
+            self._all_zones = (time.monotonic(), zones)
+        return zones
 
     async def _node(self, name: str) -> Mapping[str, Any] | None:
         at, node = self._known.get(name, (0.0, None))

@@ -14,6 +14,7 @@ from veccluster_operator.build.context import Context, Manifest
 from veccluster_operator.build.etcd import quota as etcd_quota
 from veccluster_operator.build.immutable import immutable_differences, with_immutable_of
 from veccluster_operator.build.names import metadata
+from veccluster_operator.build.secret import in_words_of_the_spec
 
 __all__ = [
     "Context",
@@ -25,6 +26,7 @@ __all__ = [
     "etcd_hosts",
     "etcd_quota",
     "immutable_differences",
+    "in_words_of_the_spec",
     "manifests",
     "metadata",
     "with_immutable_of",

@@ -11,11 +11,10 @@ from veccluster_operator.build.config import (
     CONFIG_DIRECTORY,
     CONFIG_FILE,
     DATA_DIRECTORY,
-    ETCD_CREDENTIALS_DIRECTORY,
-    ETCD_TLS_DIRECTORY,
 )
 from veccluster_operator.build.context import Context, Manifest
 from veccluster_operator.build.merge import merged_pod
+from veccluster_operator.build.secret import secrets
 
 POD_DIRECTORY: Final = "/etc/veccluster-pod"
 ZONE_FILE: Final = "zone"
@@ -130,8 +129,8 @@ def _volumes(cluster: VecCluster) -> list[dict[str, Any]]:
         {"name": "pod", "downwardAPI": {"items": [zone]}},
         dict(pods.SCRATCH),
         *(
-            {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
-            for name, (secret, _) in _secrets(cluster).items()
+            {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440, "optional": True}}
+            for name, (secret, _) in secrets(cluster).items()
         ),
     ]
 
@@ -142,15 +141,5 @@ def _mounts(cluster: VecCluster) -> list[dict[str, Any]]:
         {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
         {"name": "pod", "mountPath": POD_DIRECTORY, "readOnly": True},
         dict(pods.SCRATCH_MOUNT),
-        *({"name": name, "mountPath": where, "readOnly": True} for name, (_, where) in _secrets(cluster).items()),
+        *({"name": name, "mountPath": where, "readOnly": True} for name, (_, where) in secrets(cluster).items()),
     ]
-
-
-def _secrets(cluster: VecCluster) -> dict[str, tuple[str, str]]:
-    """Secret and directory by name of the volume. The kubelet mounts them: the operator never reads a Secret."""
-    metadata, found = cluster.spec.metadata, {}
-    if metadata.tls is not None:
-        found["etcd-tls"] = (metadata.tls.secret_name, ETCD_TLS_DIRECTORY)
-    if metadata.credentials_secret is not None:
-        found["etcd-credentials"] = (metadata.credentials_secret, ETCD_CREDENTIALS_DIRECTORY)
-    return found

@@ -34,11 +34,15 @@ class Observed:
     claims: Sequence[Manifest] = ()
     zones: Mapping[str, str] = field(default_factory=dict)
     """Zone by name of the Kubernetes node; only of nodes whose zone is known."""
+    all_zones: frozenset[str] | None = None
+    """Every zone that has a Kubernetes node; None when that is not known, or nobody asked for zones."""
     nodes_down: frozenset[str] = frozenset()
     """Kubernetes nodes that are not Ready."""
     report: Mapping[str, Any] | None = None
     """The answer to GET /v1/cluster."""
     report_problem: str | None = None
+    no_access: str | None = None
+    """What keeps nodes from etcd and is for a person to put right, such as a Secret that is not there."""
     etcd: Sequence[Member] | None = None
     """Each member of a managed etcd; None when etcd is not ours to ask."""
 
@@ -87,6 +91,10 @@ def _condition(pod: Manifest, kind: str) -> Mapping[str, Any]:
     return next((c for c in conditions if c["type"] == kind), {})
 
 
+NOT_READY = "has not become ready yet"
+"""What is said of a pod of which Kubernetes knows nothing else."""
+
+
 def pod_problem(pod: Manifest, nodes_down: frozenset[str] = frozenset()) -> str | None:
     """Why a pod does not serve, in words; None when it does."""
     name = pod["metadata"]["name"]
@@ -99,7 +107,7 @@ def pod_problem(pod: Manifest, nodes_down: frozenset[str] = frozenset()) -> str 
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return f"pod {name} cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
-    return _container_problem(pod) or f"pod {name} has not become ready yet"
+    return _container_problem(pod) or f"pod {name} {NOT_READY}"
 
 
 def _container_problem(pod: Manifest) -> str | None:

@@ -122,7 +122,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     next_restart = rollout.decide(observed, existing, asked, build.differences)
     situation = status.Situation(
         desired=replicas,
-        obstacles=(*shrinking, *held_back, *frozen),
+        obstacles=(*shrinking, *held_back, *frozen, *_zones_without_machines(cluster, observed)),
         rolling=_rolling(next_restart),
         issues=upkeep.issues,
         warnings=(*upkeep.warnings, *_warnings_of_nodes(observed)),
@@ -130,6 +130,7 @@ def decide(body: Mapping[str, Any], observed: Observed, settings: Settings) -> P
     )
     actions: list[Action] = [*_applies(wanted, observed), *_zones(observed), *_bootstrapped(observed), *_upkeep(upkeep)]
     actions += _crash_looping_members(observed)
+    actions += _homeless_members(cluster, observed)
     if isinstance(next_restart, rollout.Restart) and not actions:
         actions.append(RestartPod(next_restart.pod, f"{', '.join(next_restart.fields)} changed"))
     return Plan(tuple(actions), situation)
@@ -139,6 +140,25 @@ def with_obstacle(plan: Plan, obstacle: str) -> Plan:
     """The plan's situation with one more thing that is in the way."""
     situation = replace(plan.situation, obstacles=(*plan.situation.obstacles, obstacle))
     return Plan(plan.actions, situation)
+
+
+def in_words_of_the_spec(observed: Observed, cluster: VecCluster) -> Observed:
+    """The same, with what the nodes say in the terms of the file: they know Secrets as files of their own."""
+    if observed.report is None:
+        return observed
+    said = [str(issue) for issue in observed.report.get("issues", ())]
+    issues = [build.in_words_of_the_spec(issue, cluster) for issue in said]
+    about_secrets = [now for now, before in zip(issues, said, strict=True) if now != before]
+    return replace(observed, report={**observed.report, "issues": issues}, no_access=next(iter(about_secrets), None))
+
+
+def _zones_without_machines(cluster: VecCluster, observed: Observed) -> Iterator[str]:
+    """A zone that is asked for and has no machine is most likely misspelt."""
+    if observed.all_zones is None:
+        return
+    if missing := [zone for zone in cluster.spec.zones if zone not in observed.all_zones]:
+        there = f"there are {', '.join(sorted(observed.all_zones))}" if observed.all_zones else "no node has a zone"
+        yield f"spec.zones: no Kubernetes node is in zone {', '.join(missing)}; {there}"
 
 
 def _refused(body: Mapping[str, Any], observed: Observed, why: tuple[str, str]) -> status.Situation:
@@ -207,6 +227,21 @@ def _crash_looping_members(observed: Observed) -> Iterator[RestartPod]:
             waiting = (container.get("state") or {}).get("waiting") or {}
             if waiting.get("reason") == "CrashLoopBackOff" and container.get("restartCount", 0) >= CRASHES:
                 yield RestartPod(pod, f"etcd ended {container['restartCount']} times; how it starts is decided anew")
+
+
+def _homeless_members(cluster: VecCluster, observed: Observed) -> Iterator[RestartPod]:
+    """A member for which no machine was found is made anew when the file says something else of where it may be.
+
+    Nothing else restarts etcd for a new template: what runs goes on as it is.
+    """
+    stateful_set = observed.stateful_set(f"{cluster.metadata.name}-etcd")
+    if stateful_set is None or rollout.template_unknown(stateful_set):
+        return
+    newest = stateful_set.get("status", {}).get("updateRevision")
+    for pod in observed.pods_of("etcd"):
+        made_of = (pod["metadata"].get("labels") or {}).get("controller-revision-hash")
+        if newest and made_of and made_of != newest and not pod.get("spec", {}).get("nodeName"):
+            yield RestartPod(pod, "it found no machine, and where it may run has changed")
 
 
 def _context(cluster: VecCluster, observed: Observed, settings: Settings, replicas: int) -> build.Context:

@@ -44,7 +44,7 @@ def decide(
     outdated = {id(p): tuple(fields) for p in pods if (fields := differences(asked_of(p), asked))}
     if not outdated or stateful_set is None:
         return None
-    if because := _template_unknown(stateful_set):
+    if because := template_unknown(stateful_set):
         return Held(len(outdated), because)
     candidates = [p for p in pods if id(p) in outdated]
     broken = [p for p in candidates if not is_ready(p)]
@@ -56,7 +56,8 @@ def decide(
     return Restart(chosen, outdated[id(chosen)])
 
 
-def _template_unknown(stateful_set: Manifest) -> str | None:
+def template_unknown(stateful_set: Manifest) -> str | None:
+    """Why pods that are made now would be as before; None when they would be as asked."""
     seen = stateful_set.get("status", {}).get("observedGeneration", 0)
     if seen < stateful_set["metadata"].get("generation", 0):
         return "the StatefulSet controller has not seen the new template yet"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veccluster_operator.decide.observed import Manifest, Observed, is_ready, pod_problem
+from veccluster_operator.decide.observed import NOT_READY, Manifest, Observed, is_ready, pod_problem
 
 Status = dict[str, Any]
 MAX_ISSUES, MAX_ISSUE = 100, 1024
@@ -114,7 +114,8 @@ def _health(observed: Observed, situation: Situation, ready: int, issues: Sequen
 
 def _ready(observed: Observed, situation: Situation, ready: int, health: str) -> Condition:
     if ready < situation.desired or observed.report is None:
-        return Condition("Ready", "False", "WaitingForNodes", next_obstacle(observed, situation, ready))
+        reason = "NoAccessToEtcd" if observed.no_access else "WaitingForNodes"
+        return Condition("Ready", "False", reason, next_obstacle(observed, situation, ready))
     if health == "critical":
         return Condition(
             "Ready", "False", "Critical", _first(observed.report.get("issues"), "some data is unavailable")
@@ -132,10 +133,17 @@ def next_obstacle(observed: Observed, situation: Situation, ready: int) -> str:
     for component in ("etcd", "node"):
         for pod in observed.pods_of(component):
             if problem := pod_problem(pod, observed.nodes_down):
-                return f"{counted}; {problem}"
+                says = observed.no_access or _own_words(observed) if problem.endswith(NOT_READY) else None
+                return f"{counted}; {says or problem}"
     if len(observed.pods_of("node")) < situation.desired:
         return f"{counted}; the StatefulSet controller is making the others"
     return f"{counted}; {observed.report_problem or 'the others have not reported yet'}"
+
+
+def _own_words(observed: Observed) -> str | None:
+    """What a node that is not ready says of itself, which is more than Kubernetes knows."""
+    issues = (observed.report or {}).get("issues") or ()
+    return next((str(i).rstrip(".") for i in issues if " is not ready: " in str(i)), None)
 
 
 def _progressing(observed: Observed, situation: Situation, ready: int) -> Condition:
@@ -234,4 +242,5 @@ def _is_bad(condition: Mapping[str, Any]) -> bool:
         "InvalidSpec",
         "Unsupported",
         "Blocked",
+        "NoAccessToEtcd",
     )

@@ -3,6 +3,7 @@
 from veccluster_node.metadata.etcd.administration import Administration
 from veccluster_node.metadata.etcd.client import EtcdClient
 from veccluster_node.metadata.etcd.config import EtcdConfig
+from veccluster_node.metadata.etcd.connection import NotAdmitted, reason_of
 from veccluster_node.metadata.etcd.election import Election, Term
 from veccluster_node.metadata.etcd.lease import Lease
 from veccluster_node.metadata.etcd.values import (
@@ -55,6 +56,7 @@ __all__ = [
     "LeaseId",
     "Listing",
     "ModRevision",
+    "NotAdmitted",
     "Operation",
     "OperationResult",
     "Put",
@@ -65,4 +67,5 @@ __all__ = [
     "Value",
     "Version",
     "WatchEvents",
+    "reason_of",
 ]

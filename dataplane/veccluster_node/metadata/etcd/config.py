@@ -82,9 +82,20 @@ class EtcdConfig:
         return tuple(e.split("://", 1)[-1].rstrip("/") for e in self.endpoints)
 
 
+def missing(path: Path) -> str:
+    """That a file is not there, and whether anything is beside it: of a Secret, a key may be missing or all of it."""
+    try:
+        beside = [other for other in path.parent.iterdir() if not other.name.startswith(".")]
+    except OSError:
+        beside = []
+    return f"{path} is missing" + ("" if beside else f": {path.parent} is empty or does not exist")
+
+
 def _content(field: str, path: Path) -> str:
     try:
         content = path.read_text().rstrip("\r\n")
+    except FileNotFoundError as error:
+        raise InvalidSpec.field(field, missing(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise InvalidSpec.field(field, f"{path} cannot be read: {reason}") from error

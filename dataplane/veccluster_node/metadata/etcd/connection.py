@@ -7,22 +7,25 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
 from grpc import aio
 
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable, OutcomeUnknown
-from veccluster_node.metadata.etcd import wire
-from veccluster_node.metadata.etcd.config import EtcdConfig
+from veccluster_node.metadata.etcd import admission, wire
+from veccluster_node.metadata.etcd.config import EtcdConfig, missing
 from veccluster_node.metadata.etcd.members import (
     Member,
     Metadata,
     NotConnected,
+    Pem,
     Rotation,
     StreamEnded,
     cancelled_from_outside,
     credentials_of,
+    pem_of,
 )
 from veccluster_node.metadata.etcd.values import Compacted
 from veccluster_node.metadata.etcd.verdicts import Verdict, judge, may_repeat
@@ -37,6 +40,8 @@ Attempt = Callable[[Member, Metadata, float], Awaitable[T]]
 _REQUIRE_LEADER: Final = ("hasleader", "true")
 _PAUSE_FIRST: Final = 0.05
 _PAUSE_LONGEST: Final = 1.0
+_LOGIN_AGAIN: Final = 1.0
+"""Seconds until a login that was refused is tried again unless it has changed: each costs etcd a good part of one."""
 
 
 class ClientClosed(MetadataUnavailable):
@@ -46,24 +51,45 @@ class ClientClosed(MetadataUnavailable):
         super().__init__("the etcd client is closed")
 
 
+class NotAdmitted(MetadataUnavailable):
+    """etcd is there and does not let us in. What is wrong is in files, so it may be put right at any time."""
+
+
 class Connection:
     """The members, which of them is asked, and the token that they want."""
 
     def __init__(self, config: EtcdConfig) -> None:
         self.config = config
         self._members: tuple[Member, ...] = ()
+        self._pem: Pem = (None, None, None)
         self._rotation = Rotation(len(config.endpoints), start=random.randrange(len(config.endpoints)))
         self._token: str | None = None
+        self._refused: tuple[tuple[str, str], float] | None = None
+        """The login that etcd refused last, and until when it is not worth another try."""
         self._authenticating = asyncio.Lock()
         self._closed = False
 
     def open(self) -> None:
         """Make the channels; nothing is sent yet. Raises `InvalidSpec` when a TLS file cannot be read."""
         try:
-            credentials = credentials_of(self.config)
+            self._pem = pem_of(self.config)
+        except FileNotFoundError as e:
+            raise InvalidSpec.field("tls", missing(Path(e.filename))) from e
         except OSError as e:
             raise InvalidSpec.field("tls", f"{e.filename} must be a readable PEM file: {e.strerror}") from e
+        credentials = credentials_of(self.config, self._pem)
         self._members = tuple(Member(address, credentials) for address in self.config.addresses)
+
+    async def _use_renewed_certificates(self) -> None:
+        """Connect anew if the TLS files have changed since: whoever renews a certificate need not restart us."""
+        try:
+            pem = pem_of(self.config)
+        except OSError:
+            return  # they are being replaced
+        if pem != self._pem and not self._closed:
+            self._pem = pem
+            log.info("etcd.certificates_read_again")
+            await asyncio.gather(*(m.reopen(credentials_of(self.config, pem)) for m in self._members))
 
     async def close(self) -> None:
         """End every request and watch. They raise `ClientClosed`, or `OutcomeUnknown` where that is so."""
@@ -126,6 +152,9 @@ class Connection:
                 return reply
             tries += 1
             await self._pause_between_rounds(tries, deadline)
+        if why := admission.why_not(last, self.config):
+            await self._use_renewed_certificates()
+            raise NotAdmitted(why)
         raise MetadataUnavailable(f"no etcd member answered within {total:g} s; the last error: {last}")
 
     async def _attempt(
@@ -189,7 +218,7 @@ class Connection:
         try:
             return self.config.login() or ("", "")
         except InvalidSpec as e:
-            raise MetadataUnavailable(f"etcd's user name and password: {e.detail}") from e
+            raise NotAdmitted(reason_of(e)) from e
 
     def forget_token(self, stale: str | None) -> None:
         """Ask for a new token next time, unless another request has done so since `stale` was handed out."""
@@ -198,6 +227,8 @@ class Connection:
 
     async def _authenticate(self, username: str, password: str, timeout: float | None) -> str:
         """A new token; "" when etcd runs without authentication, which is then as good."""
+        if self._refused and self._refused[0] == (username, password) and time.monotonic() < self._refused[1]:
+            raise NotAdmitted(admission.wrong_login(self.config))
 
         async def attempt(member: Member, metadata: Metadata, timeout: float) -> Any:
             request = wire.authenticate_request(username, password)
@@ -206,10 +237,13 @@ class Connection:
         try:
             reply = await self.call(attempt, repeatable=True, timeout=timeout, authenticated=False)
         except MetadataRefused as e:
-            if "authentication is not enabled" not in e.detail:
+            if "authentication is not enabled" in e.detail:
+                log.warning("etcd.authentication_not_enabled")
+                return ""
+            if self.config.password_file is None or "authentication failed" not in e.detail:
                 raise
-            log.warning("etcd.authentication_not_enabled", username=username)
-            return ""
+            self._refused = ((username, password), time.monotonic() + _LOGIN_AGAIN)
+            raise NotAdmitted(admission.wrong_login(self.config)) from None
         token: str = reply.token
         return token
 
@@ -227,6 +261,11 @@ class _Failed(Exception):
 def pause(rounds: int) -> float:
     """Seconds to wait after `rounds` rounds without success, with jitter so that clients do not march in step."""
     return float(min(_PAUSE_FIRST * 2 ** min(rounds - 1, 10), _PAUSE_LONGEST) * random.uniform(0.5, 1.0))
+
+
+def reason_of(error: InvalidSpec) -> str:
+    """What is wrong, without the name of our own field: the reason names the file."""
+    return str(error.errors[0]["reason"]) if error.errors else error.detail
 
 
 def describe(error: Any) -> str:

@@ -55,6 +55,10 @@ class Member:
 
     def __init__(self, address: str, credentials: Any | None) -> None:
         self.address = address
+        self._open(credentials)
+
+    def _open(self, credentials: Any | None) -> None:
+        address = self.address
         target = f"dns:///{address}"
         self._channel: Any = (
             aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
@@ -89,6 +93,12 @@ class Member:
             yield stream
         finally:
             await stream.close()
+
+    async def reopen(self, credentials: Any | None) -> None:
+        """Connect anew with other credentials; what is under way ends as when the connection is lost."""
+        before = self._channel
+        self._open(credentials)
+        await before.close()
 
     async def close(self) -> None:
         """End the connection and every request on it."""
@@ -199,9 +209,19 @@ def cancelled_from_outside() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def credentials_of(config: EtcdConfig) -> Any | None:
-    """gRPC's form of the TLS files, read now; None without TLS."""
+Pem = tuple[bytes | None, bytes | None, bytes | None]
+"""What the TLS files hold: authority, certificate, key."""
+
+
+def pem_of(config: EtcdConfig) -> Pem:
+    """The TLS files as they are now."""
+    ca, cert, key = (f.read_bytes() if f else None for f in (config.ca_file, config.cert_file, config.key_file))
+    return ca, cert, key
+
+
+def credentials_of(config: EtcdConfig, pem: Pem) -> Any | None:
+    """gRPC's form of them; None without TLS."""
     if not config.uses_tls:
         return None
-    ca, cert, key = (f.read_bytes() if f else None for f in (config.ca_file, config.cert_file, config.key_file))
+    ca, cert, key = pem
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
