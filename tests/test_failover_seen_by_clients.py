@@ -24,6 +24,7 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import ReadConsistency, ShardId, WriteConsistency
 from veccluster_node.http import application
+from veccluster_node.measures import Measures
 from veccluster_node.peer import messages as m
 
 FAILOVER = 1.5
@@ -38,6 +39,7 @@ class Front:
         self.id = f"n{number}"
         self.coordinator = cluster.coordinator(number, read_timeout=10, write_timeout=30)
         self.settings = SimpleNamespace(query_timeout=10.0)
+        self.host = SimpleNamespace(measures=Measures())
         self.url = ""
         self._goes_on = asyncio.Event()
         self._goes_on.set()

@@ -25,7 +25,7 @@ from veccluster.decisions.filters import parse
 from veccluster.errors import InvalidRequest, Unavailable
 from veccluster.model.limits import Limits
 from veccluster.model.state import Metric
-from veccluster_node.storage.replica import Delete, DeleteWhere, Query, Replica, Upsert
+from veccluster_node.storage.replica import Delete, DeleteWhere, Query, Upsert
 
 IDS = st.sampled_from([f"id{i}" for i in range(12)] + ["ä", "日本", "a\x00b", "z" * 512])
 VECTORS = st.lists(st.integers(-3, 3), min_size=4, max_size=4).map(lambda v: np.array(v, np.float32))
@@ -281,3 +281,24 @@ def test_interval_mode_makes_writes_durable_soon_whether_or_not_more_follow(tmp_
         while replica.stats().durable_seq < last:
             assert time.monotonic() < busy
             time.sleep(0.005)
+
+
+def test_every_read_names_the_state_that_it_is_of_also_while_others_write(tmp_path):
+    """Each write is the next seq and sets a number to it, so that the number says which state a read is of."""
+    with opened(tmp_path, spec(4, Metric.l2, filterable=("n",))) as replica, ThreadPoolExecutor(1) as other:
+        vector = np.ones(4, np.float32)
+        write(replica, [upsert("a", vector, n=1)])
+
+        def write_on() -> None:
+            for n in range(2, 300):
+                write(replica, [upsert("a", vector, n=n)])
+
+        writing = other.submit(write_on)
+        while not writing.done():
+            got = replica.get(["a"])
+            assert got[0].metadata == b'{"n": %d}' % got.applied_seq
+            seen = replica.applied_seq
+            for read in (replica.list_ids(None, 9), replica.count(), replica.search(Query(vector[None], k=1))):
+                assert seen <= read.applied_seq and read.epoch == got.epoch
+        writing.result()
+        assert replica.get(["a"]).applied_seq == replica.count().applied_seq == 299
