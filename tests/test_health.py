@@ -129,6 +129,7 @@ def test_fewer_copies_than_writes_need_are_lost_quorum() -> None:
         "used (node n0); node n1 is not reachable; "
         "only 2 nodes can hold one: start those that are down, or add some."
     )
+    assert not any("Under-replicated" in issue for issue in verdict.issues), "that was said with more weight"
 
 
 def test_no_copy_that_is_in_sync_is_lost_quorum_whatever_learners_there_are() -> None:
