@@ -130,7 +130,7 @@ def test_a_collection_is_created_shown_listed_and_deleted():
     created = made.call("PUT", body=asked)
     assert created.status_code == 201
     shown = created.json()
-    assert shown == asked | {"name": made.name, "uuid": shown["uuid"], "replication_factor": 1, "min_in_sync": 1}
+    assert shown == asked | {"name": made.name, "uuid": shown["uuid"], "replication_factor": 3, "min_in_sync": 2}
     for node in NODES:
         detail = made.json("GET", node=node)
         shards = detail.pop("shard_states")

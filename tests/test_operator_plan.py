@@ -246,7 +246,7 @@ def test_volumes_that_cannot_change_are_told_and_the_rest_is_applied():
     ("spec", "reason", "words"),
     [
         ({"hibernate": True}, "Unsupported", "spec.hibernate"),
-        ({"replicationFactor": 2}, "Unsupported", "spec.replicationFactor"),
+        ({"security": {"tls": {"enabled": True}}}, "Unsupported", "spec.security"),
         ({"nodes": 0}, "InvalidSpec", "spec.nodes"),
         ({"podTemplate": {"spec": {"hostNetwork": True}}}, "InvalidSpec", "hostNetwork"),
     ],
