@@ -10,12 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import arena
-
-pytestmark = [
-    pytest.mark.skipif(arena.missing() is not None, reason=str(arena.missing())),
-    pytest.mark.timeout(240),
-]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 
 def chaos(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
