@@ -109,6 +109,17 @@ def test_a_shard_that_lacks_a_copy_is_degraded_and_says_what_is_being_done() -> 
     )
 
 
+def test_nodes_are_needed_that_hold_the_last_copies_without_which_writes_are_refused() -> None:
+    assert judge(_three(_replicated(0, 1, 2), 0, 1, 2)).needed == frozenset()
+    assert judge(_three(_replicated(0, 1, 2), 0, 1)).needed == {NodeId("n0"), N1}
+    learning = _replicated(0, 1, learners=(node(2).member(SHARD),))
+    assert judge(_three(learning, 0, 1, 2)).needed == {NodeId("n0"), N1}
+
+
+def test_a_node_whose_shards_never_have_a_copy_to_spare_is_not_needed_more_than_at_another_time() -> None:
+    assert judge(_state()).needed == frozenset()
+
+
 def test_a_shard_whose_primary_is_gone_is_critical_until_another_copy_serves_it() -> None:
     failing = judge(_three(_replicated(0, 1, 2), 1, 2))
     words = (

@@ -288,6 +288,10 @@ def test_the_disruption_budget_allows_a_drain_only_while_all_is_well():
     ill = healthy_report() | {"health": "critical", "shards": {**healthy_report()["shards"], "unavailable": 1}}
     assert allowed(replace(observed, report=ill)) == 0
     assert allowed(replace(observed, report=None)) == 0
+    catching_up = {**healthy_report()["shards"], "under_replicated": 1}
+    assert allowed(replace(observed, report=healthy_report() | {"health": "degraded", "shards": catching_up})) == 0
+    silent = [Member(f"demo-etcd-{n}", error="no answer") for n in range(3)]
+    assert allowed(replace(observed, etcd=silent)) == 0, "no other node could take over"
 
 
 def test_every_object_that_is_applied_can_be_found_again_by_its_owner():
