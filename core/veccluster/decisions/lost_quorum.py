@@ -228,7 +228,7 @@ def _words(plan: Plan, target: Configuration, chosen: Copy, wanted: int) -> Iter
     if plan.loses_nothing:
         yield (
             f"Nothing that was acknowledged is lost: {_listed(target.in_sync)} {_has(len(target.in_sync))} been in "
-            "sync all the time."
+            "sync all the time. Writes that got no answer, or 504, may show by then."
         )
     else:
         yield from _losses(plan, chosen)
