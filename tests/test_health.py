@@ -109,6 +109,13 @@ def test_a_shard_that_lacks_a_copy_is_degraded_and_says_what_is_being_done() -> 
     )
 
 
+def test_that_a_shard_writes_with_fewer_copies_since_a_loss_was_accepted_is_told_until_it_does_not() -> None:
+    alone = _replicated(0, min_in_sync=1, learners=(node(2).member(SHARD),))
+    verdict = judge(_three(alone, 0, 2))
+    assert verdict.health is Health.degraded
+    assert verdict.issues[0].endswith("; until then writes are acknowledged with 1 instead of 2.")
+
+
 def test_nodes_are_needed_that_hold_the_last_copies_without_which_writes_are_refused() -> None:
     assert judge(_three(_replicated(0, 1, 2), 0, 1, 2)).needed == frozenset()
     assert judge(_three(_replicated(0, 1, 2), 0, 1)).needed == {NodeId("n0"), N1}

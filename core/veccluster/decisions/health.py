@@ -117,7 +117,12 @@ class _Look:
     def thinness(self) -> str:
         """What it lacks, and what is being done about it."""
         there = f"{len(self.good)} of {self.collection.replication_factor} copies in sync"
-        return f"Under-replicated: {{shards}}: {there}; {self._why_missing()}."
+        return f"Under-replicated: {{shards}}: {there}; {self._why_missing()}{self._concession()}."
+
+    def _concession(self) -> str:
+        """What was accepted with a loss and holds until enough copies are in sync again (lost_quorum.py)."""
+        now, wanted = self.shard.min_in_sync, self.collection.min_in_sync
+        return f"; until then writes are acknowledged with {now} instead of {wanted}" if now < wanted else ""
 
     def _is_good(self, member: Member) -> bool:
         return self._why(member) is None

@@ -118,9 +118,7 @@ def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
             yield ReportDropped(uuid)
 
 
-def _take_on(
-    disk: Disk, record: Shard, collection: Collection, local: Locals, state: ClusterState
-) -> Iterator[Action]:
+def _take_on(disk: Disk, record: Shard, collection: Collection, local: Locals, state: ClusterState) -> Iterator[Action]:
     """The next step for a shard whose record names this node's member."""
     shard = record.id
     member, mine, begun = disk.member(shard), local.get(shard), disk.has_begun(shard)
