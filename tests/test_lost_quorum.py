@@ -1,16 +1,25 @@
 """What is left of a shard is only gone on with when it can be served in no other way, and the loss is told in full."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.replication import SHARDS, configuration, member
+from support.states import collection
 from veccluster.decisions import lost_quorum
 from veccluster.decisions.lost_quorum import Answer, Answers, Copy, Plan, Silence, decide
 from veccluster.decisions.replication.values import Configuration, Position
+from veccluster.errors import StorageCorrupt, Unavailable
+from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Epoch, NodeId, Seq, ShardId
+from veccluster_node.identity import Identity, claim
+from veccluster_node.lost_quorum import LostQuorum
+from veccluster_node.peer import messages as m
+from veccluster_node.storage.inspection import Inspection
 
 SHARD = SHARDS[0]
 RECORD = configuration(0, 1, 2, epoch=Epoch(5), min_in_sync=2, replicas=3)
@@ -245,3 +254,59 @@ def test_what_the_collection_wants_is_never_lowered_by_it_and_what_was_never_ope
     assert not list(lost_quorum.restore({SHARD: RECORD}, {SHARD.collection: 1}))
     young = replace(RECORD, epoch=Epoch(0), min_in_sync=1)
     assert not list(lost_quorum.restore({SHARD: young}, {SHARD.collection: 2}))
+
+
+# ---- what a node answers ---------------------------------------------------------------------------------------------
+
+
+class Host:
+    """What is on the disk: an inspection, or what goes wrong with it."""
+
+    def __init__(self, found: Inspection | Exception | None) -> None:
+        self.found = found
+
+    async def inspect(self, *_: object) -> Inspection | None:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+INSPECTION = Inspection(
+    Position(Epoch(5), Seq(9)), Epoch(6), vectors=3, written_ns=7, doubt=None, trouble=None, is_mendable=False
+)
+
+
+def asked(identity: Identity, found: Inspection | Exception | None) -> LostQuorum:
+    state = ClusterState(collections={"words": collection("words", 1)})
+    host: Any = Host(found)
+    nobody: Any = None
+    return LostQuorum(identity, host, nobody, state=lambda: state, store=nobody, watch=nobody)
+
+
+@pytest.mark.parametrize(
+    ("found", "copy", "busy"),
+    [
+        (INSPECTION, ((5, 9), 6, None), None),
+        (None, None, None),
+        (StorageCorrupt("format 9"), ((0, 0), 0, "format 9"), None),
+        (Unavailable("it is open"), None, "cannot look at its copy now (it is open)"),
+    ],
+)
+async def test_a_node_answers_with_what_it_holds_or_why_it_cannot_say(
+    tmp_path: Path, found: Any, copy: Any, busy: str | None
+) -> None:
+    identity, shard = claim(tmp_path, "n0"), ShardId("uuid-words", 0)
+    identity.begin(shard)
+    said = await asked(identity, found).answer(m.GetCopy(shard=shard))
+    assert (said.member, said.busy) == (identity.member(shard), busy)
+    assert (said.copy and (said.copy.durable, said.copy.epoch, said.copy.trouble)) == copy
+
+
+async def test_what_was_given_up_on_a_disk_and_what_was_dropped_is_no_copy(tmp_path: Path) -> None:
+    identity, shard = claim(tmp_path, "n0"), ShardId("uuid-words", 0)
+    identity.begin(shard)
+    identity.renew(shard)
+    assert (await asked(identity, INSPECTION).answer(m.GetCopy(shard=shard))).copy is None
+    dropped = ShardId("uuid-other", 0)
+    identity.begin(dropped)
+    assert (await asked(identity, INSPECTION).answer(m.GetCopy(shard=dropped))).copy is None
