@@ -1,5 +1,6 @@
 """Real nodes that lose most copies of a shard for good: a person is told what is lost, accepts it, and it goes on."""
 
+import io
 import json
 import shutil
 import sys
@@ -72,6 +73,11 @@ def in_sync(nodes: Nodes, words: CollectionInfo) -> set[str]:
     return {m.node for m in record_of(nodes, words).in_sync}
 
 
+def leases(nodes: Nodes) -> str:
+    """The nodes that etcd takes for alive."""
+    return nodes.etcd.ctl("get", f"/veccluster/default/{nodes.name}/alive/", "--prefix", "--keys-only").strip()
+
+
 def write(nodes: Nodes, number: int, words: CollectionInfo, name: str, level: str) -> requests.Response:
     """Ask one node to store one vector, once."""
     url = f"{nodes.url(number)}/v1/collections/{words.name}/vectors?consistency={level}"
@@ -101,7 +107,8 @@ def report_of(client: Client, words: CollectionInfo) -> ShardRecovery:
 
 @pytest.fixture
 def cli(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*arguments: str, code: int = 0) -> str:
+    def run(*arguments: str, code: int = 0, typed: str = "") -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         monkeypatch.setenv("VECCLUSTER_SERVER", nodes.url(run.node))  # type: ignore[attr-defined]
         monkeypatch.setattr(sys, "argv", ["veccluster", *arguments])
         with pytest.raises(SystemExit) as left:
@@ -135,10 +142,11 @@ def test_a_shard_with_one_copy_in_sync_left_takes_writes_again_and_is_whole_agai
     assert all(f"n{n}" in shown for n in gone) and "does not answer" in shown
     assert json.loads(cli("shards", "recover", words.name, "0", "-o", "json").split("\n}\n")[0] + "}")["silent"]
     cli("shards", "recover", words.name, "0", "--accept-data-loss", "--confirm", "words/0", code=2)
+    cli("shards", "recover", words.name, "0", "--accept-data-loss", typed="yes\n", code=2)
     assert record_of(nodes, words) == before, "nothing is done without the exact words"
 
-    done = cli("shards", "recover", words.name, "0", "--accept-data-loss", "--confirm", f"{words.name}/0")
-    assert "Accepted: shard 0" in done
+    done = cli("shards", "recover", words.name, "0", "--accept-data-loss", typed=f"{words.name}/0\n")
+    assert f"Type {words.name}/0 to accept this" in done and "Accepted: shard 0" in done
     after = record_of(nodes, words)
     assert after.epoch > before.epoch and after.min_in_sync == 1 and in_sync(nodes, words) == {f"n{left}"}
     assert "data_loss_accepted" in nodes.log_file(left).read_text()
@@ -178,6 +186,7 @@ def test_with_an_older_copy_what_is_lost_is_told_and_a_copy_that_comes_back_is_m
     nodes.kill(wiped)
     nodes.kill(kept)
     shutil.rmtree(nodes.data(wiped))
+    wait_until(lambda: not leases(nodes), "all leases to end, so that nobody enlists what comes back")
     nodes.start(left, **({} if is_named else {"replace_after": REPLACE_AFTER}))
 
     report = report_of(client, words)
