@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from veccluster.decisions.integrity import is_noted
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
@@ -262,7 +263,8 @@ class Conductor:
             last = record.last
             group.append(operations.Record(record.epoch, record.first, record.count, record.payload))
             size += len(record.payload)
-            if size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS:
+            is_large = size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS
+            if is_large or is_noted(record.first - 1, record.last):  # what is noted is of the end of a record
                 yield group
                 group, size = [], 0
         if group:
