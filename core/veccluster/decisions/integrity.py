@@ -97,9 +97,7 @@ def judge(
     differs is still a copy of the rest.
     """
     followers = {m: n for m, n in sorted(others.items()) if m in configuration.in_sync and m != configuration.primary}
-    found = tuple(
-        Difference(m, seq) for m, notes in followers.items() if (seq := differs_at(mine, notes)) is not None
-    )
+    found = tuple(Difference(m, seq) for m, notes in followers.items() if (seq := differs_at(mine, notes)) is not None)
     if not found:
         return Judgement()
     if scrubbed is Scrubbed.not_yet:

@@ -101,7 +101,8 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_NodeCollector(node))
-        for measured in (replication.refused, replication.failovers, replication.refetches):
+        counted = replication.refused, replication.failovers, replication.refetches
+        for measured in (*counted, replication.found, replication.scrubbed):
             self._registry.register(measured)
         self._requests = Counter(
             "veccluster_http_requests",

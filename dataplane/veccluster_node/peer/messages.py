@@ -216,6 +216,35 @@ class GetPositions(Request[Positions], frozen=True, tag=True, kw_only=True):
     shards: list[int]
 
 
+class ShardDigests(msgspec.Struct, frozen=True, array_like=True):
+    """What the rows of one replica were as of some seqs: how many, and the sum of their hashes."""
+
+    shard: ShardId
+    incarnation: str
+    notes: dict[int, tuple[int, int]]
+
+
+class Digests(Reply, frozen=True):
+    """Those of the replicas that are open and in sync here."""
+
+    shards: list[ShardDigests]
+
+
+class GetDigests(Request[Digests], frozen=True, tag=True, kw_only=True):
+    """Ask for the digests of replicas, to compare them with the primary's (decisions/integrity.py)."""
+
+    reply = Digests
+    shards: list[ShardId]
+
+
+class BeginAnew(Request["Known"], frozen=True, tag=True, kw_only=True):
+    """Tell a replica of this incarnation that its rows are wrong; `known` in the answer: it is here."""
+
+    shard: ShardId
+    incarnation: str
+    why: str
+
+
 class Pong(Reply, frozen=True):
     """The node is there."""
 
@@ -232,6 +261,9 @@ class Known(Reply, frozen=True):
     """Whether the node has heard of it in time."""
 
     known: bool
+
+
+BeginAnew.reply = Known
 
 
 class AwaitCollection(Request[Known], frozen=True, tag=True, kw_only=True):
@@ -253,6 +285,8 @@ AnyRequest = (
     | Count
     | GetReport
     | GetPositions
+    | GetDigests
+    | BeginAnew
     | Ping
     | AwaitCollection
 )

@@ -34,7 +34,7 @@ from veccluster.errors import (
 )
 from veccluster.model.state import ReadConsistency, Seq
 from veccluster_node.storage import epochs, failpoints, operations, snapshots
-from veccluster_node.storage.files import disk_usage, is_no_space, reason
+from veccluster_node.storage.files import disk_usage, is_no_space, reason, write_durably
 from veccluster_node.storage.operations import Written
 from veccluster_node.storage.recent import RecentRecords
 from veccluster_node.storage.recovery import SUSPECT, Recovered
@@ -426,6 +426,20 @@ class Conductor:
                 self.failure = Unavailable(error.detail)
             _log.error("replica_poisoned", shard=str(self._spec.shard), detail=error.detail)
             self.handle(on.DiskFailed())
+
+    def condemn(self, why: str) -> None:
+        """Take nothing more from the others, who say that the rows are wrong: the node begins this copy anew."""
+        self.damaged = self.damaged or why
+        _log.error("replica_differs", shard=str(self._spec.shard), detail=why)
+
+    def log_damaged(self, why: str) -> None:
+        """The log has lost what was durable. That is remembered: the next opening may take it for a torn end."""
+        if self.log.damage:
+            return
+        self.log.damage = why
+        sentence = f"the log is damaged: {why}"
+        self._on_disk(lambda: write_durably(self._path / snapshots.DOUBT, sentence.encode()))
+        self.poison(StorageCorrupt(sentence))
 
     def _is_full(self, cause: BaseException | None) -> bool:
         """Whether `cause` comes of a full disk; SQLite may say no more than "disk I/O error" then."""

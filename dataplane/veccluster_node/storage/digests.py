@@ -15,15 +15,17 @@ from collections.abc import Iterable, Sequence
 import xxhash
 
 from veccluster.decisions.integrity import RANGE, Digest, is_noted
+from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Seq
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS digests(range INTEGER PRIMARY KEY, rows INTEGER NOT NULL, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS digest_notes(seq INTEGER PRIMARY KEY, rows INTEGER NOT NULL, value INTEGER NOT NULL);
 """
-_AS_OF = "digests_seq"
+AS_OF = "digests_seq"
 """In `meta`: the state that the digests tell of. A version that does not keep them leaves it behind."""
 _NOTES = 64
+_NONE: Digest = (0, 0)
 _MASK = (1 << 64) - 1
 _pack = struct.Struct("<QII").pack
 _hash = xxhash.xxh3_64_intdigest
@@ -54,10 +56,17 @@ class Digests:
         self._db = db
         self._ranges: dict[int, Digest] = {}
         self._changed: dict[int, Digest] = {}
-        self._total: Digest = (0, 0)
-        self._next: Digest = (0, 0)
+        self._total: Digest = _NONE
+        self._next: Digest = _NONE
         self._notes: deque[tuple[Seq, Digest]] = deque(maxlen=_NOTES)
-        as_of = db.execute("SELECT value FROM meta WHERE key=?", (_AS_OF,)).fetchone()
+        try:
+            self._read(applied_seq)
+        except (TypeError, struct.error) as error:
+            raise StorageCorrupt(f"the digests cannot be read: {error}") from error
+
+    def _read(self, applied_seq: int) -> None:
+        db = self._db
+        as_of = db.execute("SELECT value FROM meta WHERE key=?", (AS_OF,)).fetchone()
         if (as_of[0] if as_of else 0) == applied_seq:
             self._ranges = {r: (rows, value & _MASK) for r, rows, value in db.execute("SELECT * FROM digests")}
             self._total = _add(self._ranges.values())
@@ -68,7 +77,13 @@ class Digests:
         db.execute("DELETE FROM digest_notes")
         self.change(db.execute("SELECT seq, r.crc, v.crc FROM records r JOIN vectors v USING(seq)"), ())
         self.store(applied_seq, applied_seq)
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (AS_OF, applied_seq))
         self.commit(applied_seq, applied_seq)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there should be."""
+        return self._total[0]
 
     def notes(self, applied_seq: int) -> dict[Seq, Digest]:
         """What was noted, and what holds now."""
@@ -78,36 +93,42 @@ class Digests:
 
     def change(self, born: Iterable[Checked], died: Sequence[Checked]) -> None:
         """Count rows in and out."""
-        changed: dict[int, list[int]] = {}
+        try:
+            self._change(born, died)
+        except (TypeError, struct.error) as error:
+            raise StorageCorrupt(f"a row's checksum cannot be read: {error}") from error
+
+    def _change(self, born: Iterable[Checked], died: Sequence[Checked]) -> None:
+        changed: dict[int, Digest] = {}
+        pack, hashed, ranges = _pack, _hash, self._ranges
+        count, total = self._total
         for rows, sign in ((born, 1), (died, -1)):
             for row in rows:
-                entry = changed.get(row[0] // RANGE)
-                if entry is None:
-                    entry = changed[row[0] // RANGE] = [0, 0]
-                entry[0] += sign
-                entry[1] += sign * _hash(_pack(*row))
-        none = (0, 0)
-        before = {number: self._ranges.get(number, none) for number in changed}
-        self._changed = {n: (before[n][0] + e[0], (before[n][1] + e[1]) & _MASK) for n, e in changed.items()}
-        count = self._total[0] + sum(e[0] for e in changed.values())
-        self._next = (count, (self._total[1] + sum(e[1] for e in changed.values())) & _MASK)
+                number = row[0] // RANGE
+                value = sign * hashed(pack(*row))
+                there = changed.get(number) or ranges.get(number) or _NONE
+                changed[number] = (there[0] + sign, (there[1] + value) & _MASK)
+                count += sign
+                total += value
+        self._changed, self._next = changed, (count, total & _MASK)
 
     def store(self, before: int, applied_seq: int) -> None:
-        """Write what has changed. `before` is the last seq before the last record that was applied."""
+        """Write what has changed; the caller says in `meta` what it is of (`AS_OF`). `before`: the last record's first
+        seq - 1.
+        """
         many = self._db.executemany
         many("INSERT OR REPLACE INTO digests VALUES (?,?,?)", [(n, *_signed(d)) for n, d in self._changed.items()])
-        if gone := [(n,) for n, d in self._changed.items() if d == (0, 0)]:
+        if gone := [(n,) for n, d in self._changed.items() if d == _NONE]:
             many("DELETE FROM digests WHERE range=?", gone)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (_AS_OF, applied_seq))
         if is_noted(before, applied_seq):
             if len(self._notes) == _NOTES:
                 self._db.execute("DELETE FROM digest_notes WHERE seq <= ?", (self._notes[0][0],))
-            self._db.execute("INSERT INTO digest_notes VALUES (?,?,?)", (applied_seq, *_signed(self._next)))
+            self._db.execute("INSERT OR REPLACE INTO digest_notes VALUES (?,?,?)", (applied_seq, *_signed(self._next)))
 
     def commit(self, before: int, applied_seq: int) -> None:
         """The transaction was committed."""
         self._ranges |= self._changed
-        for number in [n for n, d in self._changed.items() if d == (0, 0)]:
+        for number in [n for n, d in self._changed.items() if d == _NONE]:
             del self._ranges[number]
         self._total = self._next
         if is_noted(before, applied_seq):

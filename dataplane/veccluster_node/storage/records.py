@@ -39,7 +39,8 @@ _T = TypeVar("_T")
 _KEPT_OPERATIONS = 100_000
 _CHUNK = 500
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS records(
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS vectors(seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL);
@@ -48,7 +49,14 @@ CREATE TABLE IF NOT EXISTS operations(
     last_seq INTEGER PRIMARY KEY, op_id TEXT NOT NULL UNIQUE, first_seq INTEGER NOT NULL,
     upserted INTEGER NOT NULL, deleted INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS lineage(first_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
-""" + digests.SCHEMA
+"""
+    + digests.SCHEMA
+)
+
+_DELETE = tuple(
+    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?)) RETURNING seq, crc"  # noqa: S608
+    for table in ("records", "vectors")
+)
 
 
 def record_crc(seq: int, id_: str, metadata: bytes) -> int:
@@ -159,6 +167,8 @@ class Records:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {rows} rows in {table} where {self.live} should be")
         with self._transaction():
             self.digests = Digests(db, self.applied_seq)
+        if self.digests.rows != self.live:
+            raise StorageCorrupt(f"{self.path.name} is damaged: digests of {self.digests.rows} rows, not {self.live}")
 
     def _know_lineage(self, history: Lineage) -> None:
         """Read it, or work it out: what nobody knows the epoch of counts as written in the first that is known."""
@@ -278,17 +288,14 @@ class Records:
                 (_KEPT_OPERATIONS,),
             )
         live = self.live + len(changes.born) - len(changes.died)
-        self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live)
+        as_of = {digests.AS_OF: changes.applied_seq}
+        self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live, **as_of)
 
     def _delete(self, seqs: Sequence[int]) -> list[Checked]:
         """Delete rows; what they were."""
         died: list[Checked] = []
         for some in _chunks(seqs):
-            marks = ",".join("?" * len(some))
-            records, vectors = (
-                dict(self._db.execute(f"DELETE FROM {table} WHERE seq IN ({marks}) RETURNING seq, crc", some))  # noqa: S608
-                for table in ("records", "vectors")
-            )
+            records, vectors = (dict(self._db.execute(sql, (json.dumps(some),))) for sql in _DELETE)
             died.extend((seq, crc, vectors.get(seq, 0)) for seq, crc in records.items())
         return died
 
@@ -314,7 +321,7 @@ class Records:
             self.digests.store(applied_seq, applied_seq)
             failpoints.hit("records.restore")
             (self.live,) = self._db.execute("SELECT count(*) FROM records").fetchone()
-            self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live)
+            self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live, **{digests.AS_OF: applied_seq})
             self._add_runs(lineage.runs)
         self.digests.commit(applied_seq, applied_seq)
         self.applied_seq, self.epoch, self.lineage = applied_seq, epoch, lineage
@@ -341,7 +348,7 @@ class Snapshot:
     """One state of the rows, within one read transaction; see `Snapshots.take`."""
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        self._db = db
+        self.connection = self._db = db
         self._path = path
         meta = dict(db.execute("SELECT key, value FROM meta"))
         self.applied_seq: int = meta.get("applied_seq", 0)
