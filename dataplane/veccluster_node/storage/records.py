@@ -105,6 +105,8 @@ def corruption_named(path: Path) -> Iterator[None]:
     """Turn what SQLite says about a damaged file into `StorageCorrupt`."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise StorageCorrupt(f"{path.name} is damaged: what SQLite says of it cannot be read") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError) and not _is_damage(error):
             raise
