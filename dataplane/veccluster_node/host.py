@@ -35,6 +35,7 @@ from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
 from veccluster_node.storage.files import disk_usage
+from veccluster_node.storage.inspection import Inspection
 from veccluster_node.storage.replica import Replica
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.surroundings import Standing, Surroundings
@@ -115,6 +116,8 @@ class ShardHost:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="shard")
         self._builds = threading.Semaphore(1)
         self._hosted: dict[ShardId, Hosted] = {}
+        self._alone: dict[ShardId, asyncio.Lock] = {}
+        """Held while a directory is opened, looked into or deleted: by one at a time."""
         self._dir.mkdir(parents=True, exist_ok=True)
         for half_deleted in self._dir.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
@@ -138,6 +141,31 @@ class ShardHost:
 
     async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
         """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
+        async with self._exclusively(shard):
+            replica = await self._run(lambda: self._opened(shard, collection, member))
+            self._hosted[shard] = Hosted(replica, collection)
+
+    async def inspect(self, shard: ShardId, collection: Collection, member: Member) -> Inspection | None:
+        """How far the copy that is here has come, in use or not; None if there is none."""
+
+        def look() -> Inspection | None:
+            if not (self._dir / str(shard)).is_dir():
+                return None
+            replica = self._opened(shard, collection, member)  # it takes part in nothing before it sees a configuration
+            try:
+                return replica.inspect().result()
+            finally:
+                replica.close()
+
+        async with self._exclusively(shard):
+            if hosted := self._hosted.get(shard):
+                return await asyncio.wrap_future(hosted.replica.inspect())
+            return await self._run(look)
+
+    def _exclusively(self, shard: ShardId) -> asyncio.Lock:
+        return self._alone.setdefault(shard, asyncio.Lock())
+
+    def _opened(self, shard: ShardId, collection: Collection, member: Member) -> Replica:
         spec = ReplicaSpec(
             shard=shard,
             dimension=collection.dimension,
@@ -145,12 +173,8 @@ class ShardHost:
             index=collection.index,
             filterable=collection.filterable,
         )
-
-        def opening() -> Replica:
-            path, around = self._dir / str(shard), self._surroundings
-            return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
-
-        self._hosted[shard] = Hosted(await self._run(opening), collection)
+        path, around = self._dir / str(shard), self._surroundings
+        return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
 
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         """Show a replica what its record says; from any thread."""
@@ -180,6 +204,10 @@ class ShardHost:
     async def delete(self, shard: ShardId) -> None:
         """Close the replica and delete its data; renamed first, so that half a shard is never opened again."""
         await self.shut(shard)
+        async with self._exclusively(shard):
+            await self._remove(shard)
+
+    async def _remove(self, shard: ShardId) -> None:
         doomed = self._dir / f"{shard}{DOOMED}"
 
         def remove() -> None:

@@ -24,7 +24,10 @@ from veccluster_cli.local.processes import tied
 
 
 class Nodes:
-    """`size` nodes of one cluster, numbered from 0; `etcd` is theirs alone unless one is given."""
+    """`size` nodes of one cluster, numbered from 0, with one copy of each shard unless something else is asked for.
+
+    `etcd` is theirs alone unless one is given.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Nodes:
     ) -> None:
         self.size = size
         self.name = unique_name("test")
-        self.spec = {"nodes": size, **(spec or {})}
+        self.spec = {"nodes": size, "replicationFactor": 1, **(spec or {})}
         self.environment = dict(environment or {})
         self._config = dict(config or {})
         """What every node's configuration says besides."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from veccluster.model.state import ReadConsistency, ShardId, WriteConsistency
+from veccluster.model.state import Member, ReadConsistency, ShardId, WriteConsistency
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
@@ -245,6 +245,33 @@ class BeginAnew(Request["Known"], frozen=True, tag=True, kw_only=True):
     why: str
 
 
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node holds of a shard, in use or not; see `veccluster.decisions.lost_quorum.Copy`."""
+
+    durable: Position
+    epoch: int
+    vectors: int
+    written_ns: int | None
+    doubt: str | None
+    trouble: str | None
+    is_mendable: bool
+
+
+class CopyReport(Reply, frozen=True):
+    """As which member of the shard the node answers, what it holds of it, or why it cannot say that now."""
+
+    member: Member
+    copy: Copy | None = None
+    busy: str | None = None
+
+
+class GetCopy(Request[CopyReport], frozen=True, tag=True, kw_only=True):
+    """Ask for whatever the node holds of a shard, whether the shard's record names it or not."""
+
+    reply = CopyReport
+    shard: ShardId
+
+
 class Pong(Reply, frozen=True):
     """The node is there."""
 
@@ -287,6 +314,7 @@ AnyRequest = (
     | GetPositions
     | GetDigests
     | BeginAnew
+    | GetCopy
     | Ping
     | AwaitCollection
 )

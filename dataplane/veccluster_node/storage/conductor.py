@@ -111,13 +111,22 @@ class Conductor:
 
     def handle(self, event: on.Event) -> None:
         """Let the rules say what an event asks for, and do it."""
-        if self.staged or (self.damaged and isinstance(event, on.Received)):
+        if self.staged:
             return
         if isinstance(event, on.Received):
+            if self.damaged and not self._is_sole():
+                return
             self._note_heard(event)
         for effect in self.rules.handle(event):
             self._do(effect)
         self._results.clear()
+
+    def _is_sole(self) -> bool:
+        """Whether this doubtful copy serves, since it is the only one, and may be copied.
+
+        Not one that is read-only: copies that can be written would hide what it lacks.
+        """
+        return self.rules.primary is not None and self.failure is None
 
     def _note_heard(self, event: on.Received) -> None:
         now, message = time.monotonic(), event.message

@@ -335,6 +335,11 @@ class Records:
         ).fetchone()
         return Written(row[0], row[1], row[2], row[3], replayed=True) if row else None
 
+    def time_of(self, seq: int) -> int | None:
+        """When the batch that ends at `seq` was asked for, as long as that is remembered; nanoseconds since 1970."""
+        row = self._db.execute("SELECT time_ns FROM operations WHERE last_seq=?", (seq,)).fetchone()
+        return int(row[0]) if row else None
+
     def ids_matching(self, filter_: Filter) -> list[str]:
         """The ids that a filter matches now."""
         sql = to_sql(filter_)

@@ -21,6 +21,7 @@ from veccluster_node.storage import scrub as scrubs
 from veccluster_node.storage.builder import Builder
 from veccluster_node.storage.conductor import Reading
 from veccluster_node.storage.files import tree_size
+from veccluster_node.storage.inspection import Inspection, inspect
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
 from veccluster_node.storage.search import Hit, Query, Reader, Results, Rows, Stored, Total
@@ -193,6 +194,10 @@ class Replica:
     def durable(self) -> Future[Position]:
         """The last durable operation, as it is once all that came before this call has been handled."""
         return self._writer.call(lambda: self._writer.state.rules.journal.position)
+
+    def inspect(self) -> Future[Inspection]:
+        """How far it has come, and whether it can be used."""
+        return self._writer.call(lambda: inspect(self._recovered, self._writer.state))
 
     def forget(self, request: str) -> None:
         """Nobody waits any more for the write with this operation id."""
