@@ -23,6 +23,7 @@ import structlog
 
 from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
+from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.messages import Message, Snapshot
 from veccluster.decisions.replication.values import Configuration, Member
@@ -376,6 +377,48 @@ class ShardHost:
         shards = [ShardId(request.collection, n) for n in request.shards]
         found, failed = await _by_shard(shards, one)
         return m.Positions(found, failed)
+
+    @_answer.register
+    async def _(self, request: m.GetDigests) -> m.Reply:
+        here = [(i, h.replica) for i in request.shards if (h := self._hosted.get(i)) and h.replica.standing.in_sync]
+        waiting = [asyncio.wrap_future(replica.digests()) for _, replica in here]
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        found = [
+            m.ShardDigests(i, replica.standing.me.incarnation, {int(s): d for s, d in notes.items()})
+            for (i, replica), notes in zip(here, told, strict=True)
+            if not isinstance(notes, BaseException)
+        ]
+        return m.Digests(found)
+
+    @_answer.register
+    async def _(self, request: m.BeginAnew) -> m.Reply:
+        hosted = self._hosted.get(request.shard)
+        if hosted is None or hosted.replica.standing.me.incarnation != request.incarnation:
+            return m.Known(known=False)
+        hosted.replica.condemn(request.why)
+        return m.Known(known=True)
+
+    # Integrity
+
+    def serving_as(self) -> dict[ShardId, tuple[Configuration, Member]]:
+        """The shards that this node serves, by the configurations in which it does."""
+        standings = self.standings().items()
+        return {i: (s.configuration, s.me) for i, s in standings if s.serving is not None and s.configuration}
+
+    async def digests(self, shard: ShardId) -> dict[Seq, Digest]:
+        """What a replica's rows are by their digests."""
+        return await asyncio.wrap_future(self._hosted_here(shard).replica.digests())
+
+    def scrub(self, shard: ShardId, rate: float, *, rows_only: bool) -> dict[str, str]:
+        """Read what a replica has on the disk (`Replica.scrub`), and count and report what is found; blocks."""
+        hosted = self._hosted.get(shard)
+        if hosted is None:
+            return {}
+        found = hosted.replica.scrub(rate, rows_only=rows_only, read=self.measures.scrubbed.inc)
+        for what, why in found.items():
+            log.error("damage_found", shard=str(shard), what=what, detail=why)
+            self.measures.found.labels(what).inc()
+        return found
 
     # Helpers
 

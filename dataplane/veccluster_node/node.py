@@ -31,6 +31,7 @@ from veccluster_node import zone as zones
 from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
 from veccluster_node.identity import Identity, WrongDirectory
+from veccluster_node.integrity import Integrity
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.lost_quorum import LostQuorum
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, NotAdmitted, reason_of
@@ -91,6 +92,7 @@ class DataNode:
         self._not_admitted = ""
         """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
+        self._integrity = Integrity(self.id, host, self.peers, config.integrity)
         self.lost_quorum = LostQuorum(
             identity,
             host,
@@ -198,6 +200,7 @@ class DataNode:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me, watch))
                 tasks.create_task(self._reconciler.run())
+                tasks.create_task(self._integrity.run())
                 tasks.create_task(self._follow_etcd_version(client))
 
     async def close(self) -> None:
@@ -336,7 +339,7 @@ class DataNode:
             disk_used=disk.used // coarse * coarse,
             disk_total=disk.total,
             memory_used=self.host.memory.held() // coarse * coarse,
-            issues=tuple(self._reconciler.issues()),
+            issues=(*self._reconciler.issues(), *self._integrity.issues()),
             serving=tuple(map(str, self.host.serving())),
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),

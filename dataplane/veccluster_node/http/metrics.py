@@ -71,7 +71,8 @@ class _NodeCollector(Collector):
         yield from gauges.values()
         yield from self._copies()
         measures = self._node.measures()
-        for counted in (measures.refused, measures.failovers, measures.refetches):
+        replication = measures.refused, measures.failovers, measures.refetches
+        for counted in (*replication, measures.found, measures.scrubbed):
             yield from counted.collect()
 
     def _copies(self) -> Iterable[Metric]:

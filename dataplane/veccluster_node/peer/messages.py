@@ -216,6 +216,35 @@ class GetPositions(Request[Positions], frozen=True, tag=True, kw_only=True):
     shards: list[int]
 
 
+class ShardDigests(msgspec.Struct, frozen=True, array_like=True):
+    """What the rows of one replica were as of some seqs: how many, and the sum of their hashes."""
+
+    shard: ShardId
+    incarnation: str
+    notes: dict[int, tuple[int, int]]
+
+
+class Digests(Reply, frozen=True):
+    """Those of the replicas that are open and in sync here."""
+
+    shards: list[ShardDigests]
+
+
+class GetDigests(Request[Digests], frozen=True, tag=True, kw_only=True):
+    """Ask for the digests of replicas, to compare them with the primary's (decisions/integrity.py)."""
+
+    reply = Digests
+    shards: list[ShardId]
+
+
+class BeginAnew(Request["Known"], frozen=True, tag=True, kw_only=True):
+    """Tell a replica of this incarnation that its rows are wrong; `known` in the answer: it is here."""
+
+    shard: ShardId
+    incarnation: str
+    why: str
+
+
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
     """What a node holds of a shard, in use or not; see `veccluster.decisions.lost_quorum.Copy`."""
 
@@ -261,6 +290,9 @@ class Known(Reply, frozen=True):
     known: bool
 
 
+BeginAnew.reply = Known
+
+
 class AwaitCollection(Request[Known], frozen=True, tag=True, kw_only=True):
     """Wait until a node knows that this collection can be used, or, with `gone`, that it was deleted."""
 
@@ -280,6 +312,8 @@ AnyRequest = (
     | Count
     | GetReport
     | GetPositions
+    | GetDigests
+    | BeginAnew
     | GetCopy
     | Ping
     | AwaitCollection

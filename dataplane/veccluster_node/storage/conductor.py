@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from veccluster.decisions.integrity import is_noted
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
@@ -33,7 +34,7 @@ from veccluster.errors import (
 )
 from veccluster.model.state import ReadConsistency, Seq
 from veccluster_node.storage import epochs, failpoints, operations, snapshots
-from veccluster_node.storage.files import disk_usage, is_no_space, reason
+from veccluster_node.storage.files import disk_usage, is_no_space, reason, write_durably
 from veccluster_node.storage.operations import Written
 from veccluster_node.storage.recent import RecentRecords
 from veccluster_node.storage.recovery import SUSPECT, Recovered
@@ -271,7 +272,8 @@ class Conductor:
             last = record.last
             group.append(operations.Record(record.epoch, record.first, record.count, record.payload))
             size += len(record.payload)
-            if size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS:
+            is_large = size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS
+            if is_large or is_noted(record.first - 1, record.last):  # what is noted is of the end of a record
                 yield group
                 group, size = [], 0
         if group:
@@ -433,6 +435,20 @@ class Conductor:
                 self.failure = Unavailable(error.detail)
             _log.error("replica_poisoned", shard=str(self._spec.shard), detail=error.detail)
             self.handle(on.DiskFailed())
+
+    def condemn(self, why: str) -> None:
+        """Take nothing more from the others, who say that the rows are wrong: the node begins this copy anew."""
+        self.damaged = self.damaged or why
+        _log.error("replica_differs", shard=str(self._spec.shard), detail=why)
+
+    def log_damaged(self, why: str) -> None:
+        """The log has lost what was durable. That is remembered: the next opening may take it for a torn end."""
+        if self.log.damage:
+            return
+        self.log.damage = why
+        sentence = f"the log is damaged: {why}"
+        self._on_disk(lambda: write_durably(self._path / snapshots.DOUBT, sentence.encode()))
+        self.poison(StorageCorrupt(sentence))
 
     def _is_full(self, cause: BaseException | None) -> bool:
         """Whether `cause` comes of a full disk; SQLite may say no more than "disk I/O error" then."""
