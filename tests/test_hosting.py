@@ -144,6 +144,14 @@ def test_data_is_given_up_when_enough_others_are_in_sync_and_not_before() -> Non
     assert hosting.spares(BEGUN, _state(moved, factor=3), {SHARD: Local()}) == [SHARD]
 
 
+def test_data_that_others_should_have_is_kept_until_one_of_them_serves_it() -> None:
+    moved = shard(0, OTHER, epoch=Epoch(6), in_sync=(THERE, THIRD.member(SHARD)))
+    state = _state(moved, factor=2)
+    for alive in ({}, {OTHER.id: load(OTHER.id)}):
+        lost = msgspec.structs.replace(state, alive={ME.id: load(ME.id), **alive})
+        assert list(hosting.decide(BEGUN, lost, {SHARD: Local()})) == []
+
+
 def test_data_is_kept_while_the_record_names_any_disk_of_this_node() -> None:
     for record in (shard(0, OTHER, learners=(HERE,)), shard(0, OTHER, in_sync=(THERE, HERE))):
         assert hosting.GiveUp(SHARD) not in _decided(RENEWED, record, Local())

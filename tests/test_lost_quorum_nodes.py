@@ -49,7 +49,11 @@ def client(nodes: Nodes) -> Iterator[Client]:
 
 @pytest.fixture
 def words(nodes: Nodes, client: Client) -> CollectionInfo:
-    """A collection of one shard whose vectors every node has."""
+    return filled(nodes, client)
+
+
+def filled(nodes: Nodes, client: Client) -> CollectionInfo:
+    """A collection of one shard whose vectors three nodes have."""
     nodes.wait_healthy()
     made = client.create_collection(
         unique_name("words"), dimension=16, metric="cosine", shards=1, replication_factor=3, min_in_sync=2
@@ -75,6 +79,7 @@ def in_sync(nodes: Nodes, words: CollectionInfo) -> set[str]:
 
 def leases(nodes: Nodes) -> str:
     """The nodes that etcd takes for alive."""
+    assert nodes.etcd
     return nodes.etcd.ctl("get", f"/veccluster/default/{nodes.name}/alive/", "--prefix", "--keys-only").strip()
 
 
@@ -164,64 +169,95 @@ def test_a_shard_with_one_copy_in_sync_left_takes_writes_again_and_is_whole_agai
     assert client.count(words.name) == 18
 
 
-@pytest.mark.parametrize("is_named", [True, False], ids=["learner", "older copy"])
-def test_with_an_older_copy_what_is_lost_is_told_and_a_copy_that_comes_back_is_made_equal(
-    nodes: Nodes, client: Client, words: CollectionInfo, is_named: bool
+def test_with_a_learner_left_what_is_lost_is_told_and_a_copy_that_comes_back_is_made_equal(
+    nodes: Nodes, client: Client, words: CollectionInfo
 ) -> None:
-    if not is_named:  # the leader is to do without the copy that stays away
-        for number in range(3):
-            assert nodes.stop(number) == 0
-            nodes.start(number, replace_after=REPLACE_AFTER)
-        nodes.wait_healthy()
     left = (primary_of(nodes, words) + 1) % 3
     wiped, kept = (n for n in range(3) if n != left)
     nodes.kill(left)
     client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])
-
-    def is_out() -> bool:
-        now = record_of(nodes, words)
-        return f"n{left}" not in {m.node for m in (now.members if not is_named else now.in_sync)}
-
-    wait_until(is_out, "the copy that is away to be done without")
+    wait_until(lambda: in_sync(nodes, words) == {f"n{wiped}", f"n{kept}"}, "the copy that is away to be done without")
     nodes.kill(wiped)
     nodes.kill(kept)
     shutil.rmtree(nodes.data(wiped))
-    wait_until(lambda: not leases(nodes), "all leases to end, so that nobody enlists what comes back")
-    nodes.start(left, **({} if is_named else {"replace_after": REPLACE_AFTER}))
+    nodes.start(left)
 
     report = report_of(client, words)
-    assert [(c["node"], c["vectors"]) for c in report.copies] == [(f"n{left}", 16)]
-    assert report.copies[0]["role"] == ("learner" if is_named else "not in the record")
     assert {m["node"] for m in report.missing} == {f"n{wiped}", f"n{kept}"}
-    said = " ".join(report.losses)
-    assert f"Operations after epoch {report.copies[0]['epoch']}, seq 16 are lost" in said
-    assert "at most what was written since is lost" in said and report.copies[0]["written"] in said
+    check_loss(report, left, "learner")
     assert count(nodes, left, words, "eventual").status_code == 503
-
     refused = recover(nodes, left, words, accept_data_loss=True, expected="1 n9/disk")
     assert refused.status_code == 409 and refused.json()["type"].endswith("/recovery-refused")
     assert recover(nodes, left, words, accept_data_loss=True).status_code == 400
+    accept(nodes, client, words, report, left)
+
+    nodes.start(wiped)
+    nodes.start(kept)
+    check_whole(nodes, client, words, {0, 1, 2})
+    assert "replica_diverged" in nodes.log_file(kept).read_text()
+
+
+def test_with_only_a_copy_left_that_the_record_names_no_more_that_is_found_and_kept(etcd: EtcdCluster) -> None:
+    with Nodes(4, etcd=etcd, spec=FAST) as nodes, nodes.client(timeout=30.0) as client:
+        for number in range(4):
+            assert nodes.stop(number) == 0
+            nodes.start(number, replace_after=REPLACE_AFTER)
+        words = filled(nodes, client)
+        left = next(int(m.node[1:]) for m in record_of(nodes, words).in_sync if m != record_of(nodes, words).primary)
+        nodes.kill(left)
+        client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])
+        others = {n for n in range(4) if n != left}
+        wait_until(lambda: in_sync(nodes, words) == {f"n{n}" for n in others}, "a copy to be made elsewhere")
+        for number in others:
+            nodes.kill(number)
+            shutil.rmtree(nodes.data(number))
+        wait_until(lambda: not leases(nodes), "the others to be known as dead")
+        nodes.start(left, replace_after=REPLACE_AFTER)
+
+        report = report_of(client, words)
+        assert {m["node"] for m in report.missing} == {f"n{n}" for n in others}
+        check_loss(report, left, "not in the record")
+        accept(nodes, client, words, report, left)
+
+        *back, last = others
+        for number in back:
+            nodes.start(number, replace_after=REPLACE_AFTER)
+        wait_until(lambda: in_sync(nodes, words) == {f"n{n}" for n in (left, *back)}, "all to be in sync")
+        nodes.start(last, replace_after=REPLACE_AFTER)
+        check_whole(nodes, client, words, {left, *back})
+
+
+def check_loss(report: ShardRecovery, left: int, role: str) -> None:
+    """The report says how far the copy that is left has come, and that the rest is lost."""
+    (found,) = report.copies
+    assert (found["node"], found["role"], found["seq"], found["vectors"]) == (f"n{left}", role, 16, 16)
+    said = " ".join(report.losses)
+    assert f"Operations after epoch {found['epoch']}, seq 16 are lost" in said
+    assert f"written at {found['written']}: at most what was written since is lost" in said
+
+
+def accept(nodes: Nodes, client: Client, words: CollectionInfo, report: ShardRecovery, left: int) -> None:
+    """Accept it: the shard serves again what the copy has."""
     done = client.recover_shard(words.name, 0, accept=report.expected)
+    epoch = record_of(nodes, words).epoch
     assert done.done and done.then == {
         "primary": f"n{left}",
-        "epoch": record_of(nodes, words).epoch,
+        "epoch": epoch,
         "in_sync": [f"n{left}"],
         "min_in_sync": 1,
     }
     assert count(nodes, left, words, "strong").json() == {"count": 16}
     assert write(nodes, left, words, "new", "one").status_code == 200
 
-    for number in (wiped, kept):
-        nodes.start(number, **({} if is_named else {"replace_after": REPLACE_AFTER}))
-    wait_until(lambda: in_sync(nodes, words) == {"n0", "n1", "n2"}, "all to be in sync")
+
+def check_whole(nodes: Nodes, client: Client, words: CollectionInfo, members: set[int]) -> None:
+    """All copies are in sync and the same, without anything of what was lost, and there is nothing more to accept."""
+    wait_until(lambda: in_sync(nodes, words) == {f"n{n}" for n in members}, "all to be in sync")
     wait_until(lambda: record_of(nodes, words).min_in_sync == 2, "two copies to be asked for again")
     nodes.wait_healthy()
-    assert "replica_diverged" in nodes.log_file(kept).read_text()
-    with nodes.client(timeout=30.0) as anew:
-        assert anew.count(words.name) == 17
-        for number in range(3):
-            assert count(nodes, number, words, "eventual").json() == {"count": 17}
-        with pytest.raises(errors.VectorNotFound):
-            anew.get(words.name, "lost-1")
+    for number in members:
+        assert count(nodes, number, words, "eventual").json() == {"count": 17}
+    with nodes.client(timeout=30.0) as anew, pytest.raises(errors.VectorNotFound):
+        anew.get(words.name, "lost-1", consistency="strong")
     again = client.recover_shard(words.name, 0)
     assert again.refusal and "can serve it" in again.refusal

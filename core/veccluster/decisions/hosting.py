@@ -5,8 +5,9 @@ actions out; each can fail or be interrupted, and the next round sees what is le
 decided here: an open replica finds out itself from what it is shown (`shown`). Rules 9, 11 and 12 of
 docs/replication.md.
 
-Invariant: data is deleted only if its collection was dropped, or if the record names enough others that are in sync
-and none of this node's disks that hold it; a replica is made empty only as a member that never held anything.
+Invariant: data is deleted only if its collection was dropped, or if the record names enough others that are in sync,
+of which one serves, and none of this node's disks that hold it; a replica is made empty only as a member that never
+held anything.
 """
 
 from collections.abc import Iterator, Mapping
@@ -108,7 +109,7 @@ def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if shard.collection in state.drops:
             yield Delete(shard)
-        elif record and collection and is_unneeded(disk.node, record, collection):
+        elif record and collection and is_given_up(disk.node, record, collection, state):
             yield GiveUp(shard)
     for record in assigned(disk, state):
         if collection := by_uuid.get(record.id.collection):
@@ -179,6 +180,14 @@ def is_served_elsewhere(me: NodeId, record: Shard, state: ClusterState) -> bool:
 def is_unneeded(me: NodeId, record: Shard, collection: Collection) -> bool:
     """Whether this node's data is one copy more than the shard should have, and the record speaks of it no more."""
     return all(m.node != me for m in record.members) and len(record.in_sync) >= collection.replication_factor
+
+
+def is_given_up(me: NodeId, record: Shard, collection: Collection, state: ClusterState) -> bool:
+    """Whether this node's data can go: nobody needs it, and those who have the shard are not all away.
+
+    If they were, it might be all that is left (lost_quorum.py).
+    """
+    return is_unneeded(me, record, collection) and is_served_elsewhere(me, record, state)
 
 
 def is_gone(disk: Disk, record: Shard, local: Locals) -> bool:
