@@ -112,6 +112,22 @@ async def test_a_connection_on_which_nothing_moves_is_given_up_within_seconds(en
         await send_until(a, b, 3)
 
 
+async def test_attempts_that_run_out_of_time_after_a_connection_has_died_do_not_end_the_link(ends, monkeypatch):
+    a, b, _ = ends
+    monkeypatch.setattr(links, "CONNECT_TIMEOUT", 0.3)
+    async with wire(b) as cable:
+        await send_until(a, b, 1)
+        cable.flows.clear()
+        while cable.connections < 4:
+            a.send(b, replicate(2))
+            await asyncio.sleep(0.02)
+        cable.flows.set()
+        await send_until(a, b, 3)
+    task = a.thread.links._links[b.id].task
+    assert task is not None
+    assert task.cancelling() == 0, "some versions of Python would end it at the next timeout"
+
+
 async def test_an_idle_connection_stays_for_as_long_as_its_peer_gives_signs_of_life(ends):
     a, b, _ = ends
     async with wire(b) as cable:

@@ -110,17 +110,23 @@ class Links:
             await link.wanted.wait()
             began = time.monotonic()
             try:
-                async with self._connection(link) as connection, asyncio.TaskGroup() as tasks:
-                    link.connected()
-                    tasks.create_task(_write(link, connection))
-                    tasks.create_task(_listen(connection))
-                    tasks.create_task(self._watch(connection, tasks))
+                # A task of its own: one whose group has failed stays marked as cancelled before Python 3.13, and with
+                # Python 3.11.2 (Debian 12) the next timeout in it would end it for good.
+                await asyncio.create_task(self._connect(link))
             except* (aiohttp.ClientError, OSError) as group:
                 link.lost(group)
             # A connection that did not last is none: its end comes again.
             pause = FIRST_PAUSE if time.monotonic() > began + LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             await asyncio.sleep(pause)
             link.forget_if_away()
+
+    async def _connect(self, link: "_Link") -> None:
+        """Make a connection and use it until it breaks."""
+        async with self._connection(link) as connection, asyncio.TaskGroup() as tasks:
+            link.connected()
+            tasks.create_task(_write(link, connection))
+            tasks.create_task(_listen(connection))
+            tasks.create_task(self._watch(connection, tasks))
 
     @asynccontextmanager
     async def _connection(self, link: "_Link") -> AsyncIterator["_Connection"]:
