@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import json
 import random
+import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,8 @@ from veccluster.errors import VecClusterError, VectorNotFound
 WRITERS, READERS, IDS = 3, 2, 20
 PAUSE, GLANCE = 0.1, 0.4
 """Seconds between two requests of a client, and between two looks at the cluster's health."""
+RUN = secrets.token_hex(3)
+"""In every id, since what an earlier run stored is still there."""
 
 
 def say(what: str, **entry: Any) -> None:
@@ -90,7 +93,7 @@ async def writing(worker: Worker, stopped: asyncio.Event) -> None:
     for value in itertools.count(1):
         if stopped.is_set():
             return
-        one = f"{worker.name}-{value % IDS}"
+        one = f"{RUN}-{worker.name}-{value % IDS}"
         await worker.write(one, value)
         await worker.read(one)
         await asyncio.sleep(PAUSE)
@@ -119,7 +122,7 @@ async def watching(client: AsyncClient, stopped: asyncio.Event) -> None:
 
 def ids() -> list[str]:
     """All that is written."""
-    return [f"w{n}-{i}" for n in range(WRITERS) for i in range(IDS)]
+    return [f"{RUN}-w{n}-{i}" for n in range(WRITERS) for i in range(IDS)]
 
 
 async def main(server: str, collection: str) -> None:
