@@ -100,7 +100,7 @@ def test_the_cluster_is_healthy_and_names_its_nodes(hundred):
     ids = [n["id"] for n in said["nodes"]]
     assert ids == ["test-0", "test-1", "test-2"] and said["leader"] in ids
     assert {n["state"] for n in said["nodes"]} == {"active"}
-    assert said["nodes"][0].keys() == {"id", "address", "zone", "state", "version"}
+    assert said["nodes"][0].keys() == {"id", "address", "zone", "state", "version", "needed"}
     assert [f"http://{n['address']}" for n in said["nodes"]] == clusters.shared().servers
     assert said["shards"].keys() == {"total", "under_replicated", "unavailable", "moving"}
     assert said["shards"]["unavailable"] == 0 and said["shards"]["total"] >= 3
