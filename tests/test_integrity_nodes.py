@@ -1,5 +1,6 @@
 """Three real nodes: what goes bad on the disk of one of them is found and made good again, and nobody has to help."""
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -163,8 +164,11 @@ def damaged_log(path: Path) -> None:
 
 
 def damaged_generation(path: Path) -> None:
-    """Every one that is there now; builds may replace it before anybody looks."""
-    for file in (path / "generations").glob("0*/records.arrow"):
+    """Those that are in use now; builds may replace them before anybody looks."""
+    if not (path / "CURRENT").exists():
+        return
+    for name in json.loads((path / "CURRENT").read_bytes())["generations"]:
+        file = path / "generations" / name / "records.arrow"
         with suppress(FileNotFoundError), file.open("r+b") as data:
             data.seek(file.stat().st_size // 2)
             data.write(b"\xff" * 16)

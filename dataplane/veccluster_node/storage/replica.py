@@ -68,6 +68,7 @@ class Replica:
         self._reads = count()
         self._closing = False
         self._scrub_turn = threading.Lock()
+        self._scrub_change = threading.Lock()
         self._scrubbing = threading.Event()
         self._writer = Writer(path, spec, settings, recovered, surroundings, me, applied=self._applied)
         self._reader = Reader(
@@ -249,12 +250,19 @@ class Replica:
         The result names what was found (`rows`, `log`, `generation`) and says how it is damaged. `Stopped`: it is
         being closed, or somebody else has begun to look. `read` is told of the bytes.
         """
-        self._scrubbing.set()  # an earlier one ends
+        stopped = self._end_scrub()
         with self._scrub_turn:
-            self._scrubbing = threading.Event()
             if self._closing:
                 raise scrubs.Stopped("the shard is being closed")
-            return dict(self._scrub(scrubs.Pace(rate, self._scrubbing, read), rows_only=rows_only))
+            return dict(self._scrub(scrubs.Pace(rate, stopped, read), rows_only=rows_only))
+
+    def _end_scrub(self) -> threading.Event:
+        """Have the look at the disk end that is under way or waits; what ends the next one."""
+        with self._scrub_change:
+            before, mine = self._scrubbing, threading.Event()
+            self._scrubbing = mine
+        before.set()
+        return mine
 
     def _scrub(self, pace: scrubs.Pace, *, rows_only: bool) -> Iterator[tuple[str, str]]:
         feed, log = self._recovered.feed, self._recovered.log
@@ -323,7 +331,7 @@ class Replica:
     def close(self) -> None:
         """Finish what is queued, give up what is being built, and let go of every file."""
         self._closing = True
-        self._scrubbing.set()
+        self._end_scrub()
         with self._scrub_turn:
             self._builder.close()
         self._writer.close()

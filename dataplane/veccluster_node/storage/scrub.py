@@ -23,6 +23,8 @@ from veccluster_node.storage.records import Snapshots, record_crc, vector_crc
 CHECK_WHOLE_BELOW = 64 << 20
 """SQLite's own check of a file is one long read; only small files are read so."""
 _BLOCK = 1 << 18
+_SHORTEST = 0.01
+"""Seconds that are worth waiting."""
 _END = (1 << 63) - 1
 
 
@@ -45,7 +47,7 @@ class Pace:
         """Wait until so many bytes may have been read; `Stopped` when it is to end."""
         self._read(amount)
         self._owed += amount
-        if self._owed < _BLOCK and not self._stopped.is_set():
+        if self._owed < self._rate * _SHORTEST and not self._stopped.is_set():
             return
         now = time.monotonic()
         self._free_at = max(self._free_at, now) + self._owed / self._rate
