@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from aiohttp import web
 from support.etcd import EtcdCluster
 from support.states import collection, node, shard
 from veccluster.decisions import assignment
+from veccluster.decisions.replication.atomic import Showing
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Shard, ShardId
@@ -50,6 +51,8 @@ class Cluster:
     leases: dict[NodeId, Lease] = field(default_factory=dict)
     ports: dict[NodeId, web.AppRunner] = field(default_factory=dict)
     answered: dict[NodeId, asyncio.Event] = field(default_factory=dict)
+    showing: dict[int, Showing] = field(default_factory=dict)
+    """What the primaries say of batches over several shards."""
     stuck: set[NodeId] = field(default_factory=set)
     """Nodes whose process takes connections and answers nothing."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,6 +102,10 @@ class Cluster:
         await self.store.apply(assignment.CreateShards(words, shards), fenced_by=term)
         await lease.revoke()
 
+    async def shown(self, uuid: str, numbers: Iterable[int]) -> Mapping[int, Showing]:
+        """What the primaries say of batches over several shards."""
+        return {n: self.showing[n] for n in numbers if n in self.showing}
+
     async def lead(self, replace_after: float = 300.0) -> None:
         """Have a leader from now on; the state is known to it."""
         assert await self.store.wait_until(lambda s: bool(s.shards) and s.leader is None, timeout=5)
@@ -107,7 +114,9 @@ class Cluster:
         lease = await self.store.grant(10)
         election = Election(self.client, self.store.keys.leader, lease, LEADER.encode())
         following = asyncio.create_task(watch.follow())
-        leading = asyncio.create_task(campaign_and_lead(self.store, election, lease, watch, replace_after, Measures()))
+        leading = asyncio.create_task(
+            campaign_and_lead(self.store, election, lease, watch, self.shown, replace_after, Measures())
+        )
 
         async def stop() -> None:
             for task in (leading, following):

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,7 @@ from support.etcd import EtcdCluster
 from support.states import collection, node, shard
 from veccluster.decisions import assignment
 from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost
@@ -198,6 +199,10 @@ async def test_a_lease_that_etcd_has_ended_is_lost_and_nothing_worse(stores: Sto
         await store.publish(Load(id=NodeId("a"), boot="b"), lease)
 
 
+async def _nobody_shows(uuid: str, numbers: Iterable[int]) -> Mapping[int, Showing]:
+    return {}
+
+
 async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: Stores) -> None:
     store, client = await stores.open()
     lease = await store.grant(5)
@@ -207,7 +212,7 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     watch = Watch(node(0).id, store, peers, Failover())
     election = Election(client, stores.keys.leader, lease, b"n0")
     leading = asyncio.create_task(
-        campaign_and_lead(store, election, lease, watch, replace_after=300.0, measures=Measures())
+        campaign_and_lead(store, election, lease, watch, _nobody_shows, replace_after=300.0, measures=Measures())
     )
     words = collection("words", 128)
     await store.create_collection(words)

@@ -44,7 +44,6 @@ T = TypeVar("T")
 Ops = Sequence[operations.Op] | operations.DeleteWhere
 _Read = m.Search | m.Get | m.ListIds | m.Count
 _OfOneState = search.Results | search.Rows[Any] | search.Total
-S = TypeVar("S", bound=_OfOneState)
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
@@ -308,6 +307,9 @@ class ShardHost:
                 standing = await asyncio.wrap_future(pending)
         except TimeoutError:
             raise OutcomeUnknown(f"shard {request.shard}: not every replica confirmed the batch in time") from None
+        except VecClusterError as error:
+            self.measures.refused.labels(error.slug).inc()
+            raise
         return m.Standing(standing.attempt, standing.at, standing.verdict)
 
     @_answer.register
@@ -399,31 +401,29 @@ class ShardHost:
     # Helpers
 
     async def _each(
-        self, shards: Sequence[ShardId], request: _Read, read: Callable[[Replica], S]
-    ) -> tuple[dict[int, S], m.Failures]:
+        self, shards: Sequence[ShardId], request: _Read, read: Callable[[Replica], T]
+    ) -> tuple[dict[int, T], m.Failures]:
         return await self._each_with(shards, request, lambda _, replica: read(replica))
 
     async def _each_with(
-        self, shards: Sequence[ShardId], request: _Read, read: Callable[[ShardId, Replica], S]
-    ) -> tuple[dict[int, S], m.Failures]:
+        self, shards: Sequence[ShardId], request: _Read, read: Callable[[ShardId, Replica], T]
+    ) -> tuple[dict[int, T], m.Failures]:
         """Read every shard in a worker, when it may be read at the level that is asked for."""
 
-        async def one(shard: ShardId) -> S:
+        async def one(shard: ShardId) -> T:
             replica = self._hosted_here(shard).replica
             _, at_least = request.at_least.get(shard.number, (0, 0))
             await self._leave(shard, replica, request.level, Seq(at_least))
-            return await self._decided(shard, request, lambda: read(shard, replica))
+            if wanted := request.decided.get(shard.number):
+                await self._decided(shard, replica, wanted)
+            return await self._run(lambda: read(shard, replica))
 
         return await _by_shard(shards, one)
 
-    async def _decided(self, shard: ShardId, request: _Read, read: Callable[[], S]) -> S:
-        """Read until what is shown is past the decisions that it must show; they are about to be known here (15)."""
-        wanted = request.decided.get(shard.number, ())
+    async def _decided(self, shard: ShardId, replica: Replica, wanted: Sequence[Seq]) -> None:
+        """Wait until batches are decided that another shard shows: that is about to be known here, too (15)."""
         until, pause = time.monotonic() + self._patience.read, FIRST_PAUSE
-        while True:
-            found = await self._run(read)
-            if all(map(found.showing.is_past, wanted)):
-                return found
+        while not all(map((await self._run(replica.showing)).is_past, wanted)):
             if time.monotonic() > until:
                 raise ReplicaBehind(f"shard {shard}: a batch that other shards show is not decided here in time")
             await asyncio.sleep(pause)
