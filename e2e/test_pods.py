@@ -53,10 +53,11 @@ def test_a_dead_machine_is_told_within_30_s_and_all_is_well_when_it_is_back(
     faults.kill_node(machine)
 
     def told():
-        said = [issue for issue in production.status()["issues"] if name in issue]
-        return said and production.status()["health"] == "critical"
+        status = production.status()
+        said = any(name in issue for issue in status["issues"])
+        return said and (status["health"], status["shards"]["underReplicated"]) == ("degraded", 3)
 
-    wait_for(told, 30, f"the status to say that {name} does not answer")
+    wait_for(told, 30, f"the status to say that {name} does not answer and that each shard lacks a copy")
     assert production.condition("Degraded")["status"] == "True"
 
     def machine_named():

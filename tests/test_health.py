@@ -109,6 +109,24 @@ def test_a_shard_that_lacks_a_copy_is_degraded_and_says_what_is_being_done() -> 
     )
 
 
+def test_that_a_shard_writes_with_fewer_copies_since_a_loss_was_accepted_is_told_until_it_does_not() -> None:
+    alone = _replicated(0, min_in_sync=1, learners=(node(2).member(SHARD),))
+    verdict = judge(_three(alone, 0, 2))
+    assert verdict.health is Health.degraded
+    assert verdict.issues[0].endswith("; until then writes are acknowledged with 1 instead of 2.")
+
+
+def test_nodes_are_needed_that_hold_the_last_copies_without_which_writes_are_refused() -> None:
+    assert judge(_three(_replicated(0, 1, 2), 0, 1, 2)).needed == frozenset()
+    assert judge(_three(_replicated(0, 1, 2), 0, 1)).needed == {NodeId("n0"), N1}
+    learning = _replicated(0, 1, learners=(node(2).member(SHARD),))
+    assert judge(_three(learning, 0, 1, 2)).needed == {NodeId("n0"), N1}
+
+
+def test_a_node_whose_shards_never_have_a_copy_to_spare_is_not_needed_more_than_at_another_time() -> None:
+    assert judge(_state()).needed == frozenset()
+
+
 def test_a_shard_whose_primary_is_gone_is_critical_until_another_copy_serves_it() -> None:
     failing = judge(_three(_replicated(0, 1, 2), 1, 2))
     words = (
@@ -129,6 +147,7 @@ def test_fewer_copies_than_writes_need_are_lost_quorum() -> None:
         "used (node n0); node n1 is not reachable; "
         "only 2 nodes can hold one: start those that are down, or add some."
     )
+    assert not any("Under-replicated" in issue for issue in verdict.issues), "that was said with more weight"
 
 
 def test_no_copy_that_is_in_sync_is_lost_quorum_whatever_learners_there_are() -> None:

@@ -30,7 +30,7 @@ def _state(*shards: Shard, factor: int = 1) -> ClusterState:
     words = msgspec.structs.replace(WORDS, replication_factor=factor)
     return ClusterState(
         nodes={n.id: n for n in (ME, OTHER, THIRD)},
-        alive={ME.id: load(ME.id)},
+        alive={n.id: load(n.id, [s.id for s in shards if s.primary.node == n.id]) for n in (ME, OTHER, THIRD)},
         collections={"words": words},
         shards={s.id: s for s in shards},
     )
@@ -98,9 +98,18 @@ def test_a_member_that_never_began_is_opened_whatever_the_epoch_is_by_now() -> N
 
 
 def test_a_copy_that_is_gone_or_damaged_gets_another_incarnation_if_another_is_in_sync() -> None:
-    assert _decided(BEGUN, SHARED) == [hosting.Renew(SHARD)]
+    led = msgspec.structs.replace(SHARED, primary=THERE)
+    assert _decided(BEGUN, led) == [hosting.Renew(SHARD)]
     for is_open in (True, False):
-        assert _decided(BEGUN, SHARED, Local(is_open=is_open, damaged="flipped bits")) == [hosting.Renew(SHARD)]
+        assert _decided(BEGUN, led, Local(is_open=is_open, damaged="flipped bits")) == [hosting.Renew(SHARD)]
+
+
+def test_copies_that_are_damaged_do_not_count_on_one_another() -> None:
+    damaged = Local(damaged="flipped bits")
+    assert _decided(BEGUN, SHARED, damaged) == [], "another one must be primary first"
+    state = _state(msgspec.structs.replace(SHARED, primary=THERE))
+    silent = msgspec.structs.replace(state, alive={OTHER.id: load(OTHER.id)})
+    assert list(hosting.decide(BEGUN, silent, {SHARD: damaged})) == [], "that one does not serve"
 
 
 def test_a_learner_that_is_gone_gets_another_incarnation_since_the_primary_remembers_what_it_had() -> None:

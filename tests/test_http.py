@@ -130,7 +130,7 @@ def test_a_collection_is_created_shown_listed_and_deleted():
     created = made.call("PUT", body=asked)
     assert created.status_code == 201
     shown = created.json()
-    assert shown == asked | {"name": made.name, "uuid": shown["uuid"], "replication_factor": 1, "min_in_sync": 1}
+    assert shown == asked | {"name": made.name, "uuid": shown["uuid"], "replication_factor": 3, "min_in_sync": 2}
     for node in NODES:
         detail = made.json("GET", node=node)
         shards = detail.pop("shard_states")
@@ -151,7 +151,7 @@ def test_a_collection_is_created_shown_listed_and_deleted():
 
 
 def test_the_same_collection_again_is_fine_and_another_is_a_conflict(words):
-    again = words.call("PUT", body={"dimension": 3, "metric": "l2"}, node=1)
+    again = words.call("PUT", body={"dimension": 3, "metric": "l2", "read_consistency": "strong"}, node=1)
     assert again.status_code == 200
     assert again.json()["uuid"] == words.json("GET")["uuid"]
     said = problem(words.call("PUT", body={"dimension": 4, "metric": "dot", "shards": 7}, node=2), 409)
@@ -173,13 +173,14 @@ def test_of_many_creations_at_once_one_creates():
 
 def test_a_collection_made_anew_under_its_name_is_empty():
     made = Collection(clusters.unique_name("anew"))
+    asked = {"metric": "l2", "read_consistency": "strong"}
     for dimension in (3, 5):
-        assert made.call("PUT", body={"dimension": dimension, "metric": "l2"}).status_code == 201
+        assert made.call("PUT", body={"dimension": dimension, **asked}).status_code == 201
         assert [made.count(node=n) for n in NODES] == [0, 0, 0]
         stored = made.upsert(row("a", *[1.0] * dimension), node=1)
         assert made.search([0.0] * dimension, node=2)[0]["id"] == "a"
         assert made.call("DELETE", node=2).status_code == 204
-    assert made.call("PUT", body={"dimension": 5, "metric": "l2"}).status_code == 201
+    assert made.call("PUT", body={"dimension": 5, **asked}).status_code == 201
     old = {"Session-Token": stored["token"]}
     assert made.json("GET", "/vectors", headers=old) == {"vectors": [], "cursor": None}
     made.call("DELETE")

@@ -571,7 +571,7 @@ CREATIONS = [
     *(({**CREATE, "shards": s}, "shards", "") for s in (0, 129, -1, "many", 1.5, True, [])),
     *(({**CREATE, "replication_factor": n}, "replication_factor", "must be at") for n in (0, 8)),
     ({**CREATE, "replication_factor": 7}, "replication_factor", "must be at most the number of nodes ("),
-    ({**CREATE, "min_in_sync": 2}, "min_in_sync", "must be at most replication_factor (1), is 2"),
+    ({**CREATE, "min_in_sync": 4}, "min_in_sync", "must be at most replication_factor (3), is 4"),
     ({**CREATE, "index": {"m": 1}}, "index.m", "must be at least"),
     ({**CREATE, "index": {"precision": "f8"}}, "index.precision", "must be"),
     ({**CREATE, "index": {"efSearch": 9}}, "index.efSearch", 'did you mean "ef_search"?'),

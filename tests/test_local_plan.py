@@ -90,8 +90,8 @@ def test_a_change_that_would_lose_something_is_refused_and_says_so(change, field
 
 def test_what_is_not_there_yet_is_refused_by_name():
     with pytest.raises(InvalidSpec) as caught:
-        desired(replicationFactor=2, autoscaling={"enabled": True, "minNodes": 2, "maxNodes": 3})
-    assert {e["field"].split(".")[1] for e in caught.value.errors} == {"replicationFactor", "autoscaling"}
+        desired(paused=True, autoscaling={"enabled": True, "minNodes": 2, "maxNodes": 3})
+    assert {e["field"].split(".")[1] for e in caught.value.errors} == {"paused", "autoscaling"}
 
 
 def test_another_port_while_it_runs_is_refused_with_a_way():

@@ -30,6 +30,7 @@ def test_the_routes_are_those_of_the_interface() -> None:
         ("GET", "/v1/collections"),
         ("GET", "/v1/collections/{name}"),
         ("DELETE", "/v1/collections/{name}"),
+        ("POST", "/v1/collections/{name}/shards/{number}/recover"),
         ("POST", "/v1/collections/{name}/vectors"),
         ("POST", "/v1/collections/{name}/search"),
         ("POST", "/v1/collections/{name}/count"),
@@ -87,7 +88,7 @@ def accepted(model: str, value: Any) -> bool:
         elif model == "Filter":
             codecs.filter_json(body, DEFAULTS)
         else:
-            {"Delete": api.Delete, "Count": api.Count}[model].parse(body).model_dump()
+            {"Delete": api.Delete, "Count": api.Count, "Recover": api.Recover}[model].parse(body).model_dump()
     except InvalidRequest:
         return False
     return True
@@ -151,6 +152,13 @@ ROW = {"id": "a", "vector": [1, 2, 3]}
         ("Count", {}, True),
         ("Count", {"filter": {"a": 1}, "consistency": "eventual"}, True),
         ("Count", {"filters": {}}, False),
+        ("Recover", {}, True),
+        ("Recover", {"accept_data_loss": False, "expected": None}, True),
+        ("Recover", {"accept_data_loss": True, "expected": "7 n0/disk"}, True),
+        ("Recover", {"accept_data_loss": True}, False),
+        ("Recover", {"accept_data_loss": True, "expected": None}, False),
+        ("Recover", {"accept_data_loss": 1}, False),
+        ("Recover", {"force": True}, False),
         ("Delete", {"ids": ["a", "b"]}, True),
         ("Delete", {"filter": {"a": 1}}, True),
         ("Delete", {}, False),

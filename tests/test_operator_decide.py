@@ -35,8 +35,18 @@ def pod(
     }
 
 
-def report(health: str = "healthy", *, leader: str = "demo-0", down: tuple[str, ...] = (), **shards: int) -> Any:
-    nodes = [{"id": f"demo-{n}", "state": "down" if f"demo-{n}" in down else "active"} for n in range(3)]
+def report(
+    health: str = "healthy",
+    *,
+    leader: str = "demo-0",
+    down: tuple[str, ...] = (),
+    needed: tuple[str, ...] = (),
+    **shards: int,
+) -> Any:
+    nodes = [
+        {"id": i, "state": "down" if i in down else "active", "needed": i in needed}
+        for i in (f"demo-{n}" for n in range(3))
+    ]
     counts = {"total": 3, "under_replicated": 0, "unavailable": 0, "moving": 0, **shards}
     issues = [] if health == "healthy" else ["Lost quorum: shard 1."]
     return {"health": health, "issues": issues, "leader": leader, "nodes": nodes, "shards": counts, "vectors": 7}
@@ -99,6 +109,39 @@ def test_a_pod_that_a_bad_file_broke_is_replaced_at_once_by_a_good_one():
     pods = [pod(0), pod(1), pod(2, ready=False, asked={"image": "no-such-image"})]
     found = decide(pods, report("critical", unavailable=1), asked=ASKED)
     assert found.pod["metadata"]["name"] == "demo-2"
+
+
+RUNNING = [{"name": "node", "state": {"running": {}}}]
+
+
+def test_a_pod_that_is_not_ready_stays_while_its_node_holds_one_of_the_last_copies_that_writes_need():
+    pods = [pod(0), pod(1, ready=False, containerStatuses=RUNNING), pod(2, ready=False, asked=CHANGED)]
+    two_left = report("degraded", down=("demo-2",), needed=("demo-0", "demo-1"), under_replicated=3)
+    assert "demo-2 must be ready first" in decide(pods, two_left).because
+    learning = report("degraded", needed=("demo-0", "demo-1"), under_replicated=3)
+    pods[2] = pod(2, asked=CHANGED)
+    assert "3 shards are under replicated" in decide(pods, learning).because
+    assert decide(pods).pod["metadata"]["name"] == "demo-1"
+
+
+def test_a_pod_that_cannot_open_what_it_holds_is_replaced_although_shards_lack_its_copies():
+    pods = [pod(0), pod(1, ready=False, containerStatuses=RUNNING), pod(2)]
+    cannot = report("degraded", needed=("demo-0", "demo-2"), under_replicated=3)
+    assert decide(pods, cannot).pod["metadata"]["name"] == "demo-1"
+
+
+def test_pods_none_of_which_is_ready_or_answers_are_replaced():
+    pods = [pod(n, ready=False, containerStatuses=RUNNING) for n in range(3)]
+    observed = Observed(pods=pods, report_problem="no node answers")
+    assert isinstance(rollout.decide(observed, stateful_set(), CHANGED, changed_fields), rollout.Restart)
+    observed = Observed(pods=[*pods[:2], pod(2)], report_problem="no node answers")
+    assert isinstance(rollout.decide(observed, stateful_set(), CHANGED, changed_fields), rollout.Held)
+
+
+def test_no_pod_restarts_while_etcd_has_no_quorum_since_nobody_could_take_over():
+    members = [Member(f"demo-etcd-{n}", has_leader=n == 0) for n in range(3)]
+    observed = Observed(pods=[pod(n) for n in range(3)], report=report(), etcd=members)
+    assert "etcd has no quorum" in rollout.decide(observed, stateful_set(), CHANGED, changed_fields).because
 
 
 def test_no_pod_restarts_before_the_stateful_set_knows_the_new_template():

@@ -246,7 +246,7 @@ def test_volumes_that_cannot_change_are_told_and_the_rest_is_applied():
     ("spec", "reason", "words"),
     [
         ({"hibernate": True}, "Unsupported", "spec.hibernate"),
-        ({"replicationFactor": 2}, "Unsupported", "spec.replicationFactor"),
+        ({"security": {"tls": {"enabled": True}}}, "Unsupported", "spec.security"),
         ({"nodes": 0}, "InvalidSpec", "spec.nodes"),
         ({"podTemplate": {"spec": {"hostNetwork": True}}}, "InvalidSpec", "hostNetwork"),
     ],
@@ -288,6 +288,10 @@ def test_the_disruption_budget_allows_a_drain_only_while_all_is_well():
     ill = healthy_report() | {"health": "critical", "shards": {**healthy_report()["shards"], "unavailable": 1}}
     assert allowed(replace(observed, report=ill)) == 0
     assert allowed(replace(observed, report=None)) == 0
+    catching_up = {**healthy_report()["shards"], "under_replicated": 1}
+    assert allowed(replace(observed, report=healthy_report() | {"health": "degraded", "shards": catching_up})) == 0
+    silent = [Member(f"demo-etcd-{n}", error="no answer") for n in range(3)]
+    assert allowed(replace(observed, etcd=silent)) == 0, "no other node could take over"
 
 
 def test_every_object_that_is_applied_can_be_found_again_by_its_owner():

@@ -16,10 +16,28 @@ def _presence(*leased: NodeId) -> Presence:
 
 
 @pytest.mark.parametrize("how", Probe)
-def test_a_node_with_a_lease_is_there_whatever_it_answers(how: Probe) -> None:
+def test_a_node_with_a_lease_is_there_whatever_it_answers_once(how: Probe) -> None:
     presence = _presence(A)
     presence.probed(A, how, 1.0)
     assert presence.is_serving(A, 100.0)
+
+
+def test_a_process_that_ended_is_gone_before_its_lease_is() -> None:
+    presence = _presence(A)
+    presence.probed(A, Probe.refused, 1.0)
+    presence.probed(A, Probe.refused, 1.0 + HEARTBEAT)
+    assert not presence.is_serving(A, 1.6)
+    assert presence.away(A, 1.6) == pytest.approx(0.6)
+    presence.probed(A, Probe.answered, 2.0)
+    assert presence.is_serving(A, 2.0)
+
+
+def test_a_node_that_nothing_listens_for_only_now_and_then_is_there() -> None:
+    presence = _presence(A)
+    for second in range(1, 20):
+        presence.probed(A, Probe.refused, float(second))
+        presence.probed(A, Probe.silent, second + 0.3)
+        assert presence.is_serving(A, second + 0.4)
 
 
 def test_a_node_that_lost_its_lease_is_there_for_as_long_as_it_answers() -> None:

@@ -99,7 +99,7 @@ class _Store:
         there = ClusterState(
             revision=Revision(9),
             nodes={ME.id: ME},
-            alive={ME.id: load(ME.id)},
+            alive={ME.id: load(ME.id), THERE.node: load(THERE.node, [s.id for s in shards])},
             collections={"words": WORDS},
             shards={s.id: s for s in shards},
         )
@@ -217,7 +217,7 @@ async def test_a_damaged_copy_begins_anew_as_another_member_beside_one_that_is_i
     here.store.put(here.record(epoch=Epoch(0)))
     await here.rounds()
     here.host.damaged[SHARD] = "flipped bits"
-    here.store.put(here.record(in_sync=(here.me, THERE)))
+    here.store.put(here.record(primary=THERE, in_sync=(here.me, THERE)))
     await here.rounds()
     after = here.identity.member(SHARD)
     assert here.host.opened == {}
@@ -246,7 +246,7 @@ async def test_a_copy_that_cannot_be_opened_for_what_is_on_its_disk_begins_anew_
     await here.rounds()
     await here.host.shut(SHARD)
     here.host.corrupt.add(SHARD)
-    here.store.put(here.record(in_sync=(here.me, THERE)))
+    here.store.put(here.record(primary=THERE, in_sync=(here.me, THERE)))
     await here.rounds(2 * FIRST_PAUSE)
     after = here.identity.member(SHARD)
     assert after != here.me

@@ -57,8 +57,8 @@ def test_values_are_typed_once_they_are_parsed():
 
 
 def test_what_is_left_out_follows_from_what_is_there():
-    assert spec("{}").effective_replication_factor == 1, "until replication is there"
-    assert spec("{}").effective_min_in_sync == 1
+    assert [spec(f"{{nodes: {n}}}").effective_replication_factor for n in (1, 2, 3, 9)] == [1, 1, 3, 3]
+    assert [spec(f"{{nodes: {n}}}").effective_min_in_sync for n in (1, 2, 3, 9)] == [1, 1, 2, 2]
     assert spec("{replicationFactor: 3}").effective_min_in_sync == 2
 
 
@@ -281,8 +281,6 @@ def test_durations_are_written_as_a_person_would(seconds, written):
 # --- what is not there yet ---
 
 MISSING_LOCALLY = {
-    "{replicationFactor: 2}": {"spec.replicationFactor": "replication factor above 1 is not there yet; use 1"},
-    "{replicationFactor: 2, minInSync: 2}": {"spec.replicationFactor": "replication", "spec.minInSync": "must be 1"},
     "{autoscaling: {enabled: true, minNodes: 1, maxNodes: 3}}": {
         "spec.autoscaling.enabled": "set nodes",
         "spec.autoscaling.minNodes": "set nodes",
@@ -319,7 +317,6 @@ MISSING_LOCALLY = {
         "spec.metadata.tls.secretName": "a Secret cannot be read on a laptop",
         "spec.metadata.credentialsSecret": "a Secret cannot be read on a laptop",
     },
-    "{failover: {timeout: 10s}}": {"spec.failover.timeout": "failover comes with replication"},
     "{tuning: {compactionInterval: 10m, maxTail: 500}}": {"spec.tuning.compactionInterval": "is not there yet"},
 }
 
@@ -336,7 +333,8 @@ def test_what_a_laptop_cannot_do_yet_is_refused_by_name(yaml):
     "yaml",
     [
         "{}",
-        "{nodes: 5, replicationFactor: 1, minInSync: 1, shards: 7, consistency: {read: strong, write: all}}",
+        "{nodes: 7, replicationFactor: 7, minInSync: 4, shards: 7, consistency: {read: strong, write: all}}",
+        "{failover: {heartbeat: 100ms, timeout: 10s}}",
         "{zones: [a, b], metadata: {managed: {nodes: 1}}}",
         "{metadata: {endpoints: ['http://127.0.0.1:2379']}}",
         "{tuning: {walSync: interval, walSyncInterval: 1s, maxWALSize: 64Mi, queryTimeout: 1s, maxConnections: 10}}",
@@ -350,7 +348,6 @@ def test_what_a_laptop_can_do_is_not_refused(yaml):
 
 
 MISSING_IN_KUBERNETES = {
-    "{replicationFactor: 2, minInSync: 2}": {"spec.replicationFactor": "use 1", "spec.minInSync": "must be 1"},
     "{autoscaling: {enabled: true, minNodes: 1, maxNodes: 3}}": {
         "spec.autoscaling.enabled": "set nodes",
         "spec.autoscaling.minNodes": "set nodes",
@@ -365,7 +362,6 @@ MISSING_IN_KUBERNETES = {
         "spec.storage.autogrow.atPercent": "set storage.size",
     },
     "{hibernate: true}": {"spec.hibernate": "keeps its volumes"},
-    "{failover: {timeout: 10s}}": {"spec.failover.timeout": "failover comes with replication"},
     "{tuning: {compactionInterval: 10m, maxTail: 500}}": {"spec.tuning.compactionInterval": "is not there yet"},
 }
 
@@ -382,7 +378,8 @@ def test_what_kubernetes_cannot_do_yet_is_refused_by_name(yaml):
     "yaml",
     [
         "{}",
-        "{nodes: 5, replicationFactor: 1, minInSync: 1, shards: 7, consistency: {read: strong, write: all}}",
+        "{nodes: 7, replicationFactor: 7, minInSync: 4, shards: 7, consistency: {read: strong, write: all}}",
+        "{failover: {heartbeat: 100ms, timeout: 10s}}",
         "{image: a, imagePullPolicy: Never, resources: {requests: {cpu: 2}, limits: {memory: 1Gi}}}",
         "{storage: {size: 20Gi, className: a, retain: false}}",
         "{zones: [a, b], affinity: {}, tolerations: [{}], topologySpread: [{topologyKey: a}]}",

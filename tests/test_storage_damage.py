@@ -285,17 +285,32 @@ def test_a_nearly_full_disk_refuses_upserts_and_allows_deletes_and_reads(copy):
 
 
 def test_a_full_disk_stores_nothing_of_an_upsert_and_gives_up_its_reserve_for_a_delete(tmp_path):
+    reserve = tmp_path / "s" / "reserve"
     with opened(tmp_path / "s", SPEC) as replica:
         write(replica, [upsert("a", [1] * 8), upsert("b", [1] * 8)])
-        reserve = tmp_path / "s" / "reserve"
         assert reserve.exists()
-        with failpoints.armed("log.write=1*error:ENOSPC"), pytest.raises(InsufficientStorage):
+    with opened(tmp_path / "s", SPEC, replace(SMALL, full_at=0.0)) as replica:
+        with pytest.raises(InsufficientStorage):
             write(replica, [upsert("x", [1] * 8)])
-        with failpoints.armed("log.write=1*error:ENOSPC"):
-            assert delete(replica, "a").deleted == 1
+        assert delete(replica, "a").deleted == 1
+        assert not reserve.exists()
+        assert replica.list_ids(None, 9) == ["b"]
+    with opened(tmp_path / "s", SPEC) as replica:
         write(replica, [upsert("c", [1] * 8)])
         assert replica.list_ids(None, 9) == ["b", "c"]
         assert reserve.exists(), "made again when there is room"
+
+
+def test_a_write_that_finds_the_disk_full_is_not_stored_and_the_shard_goes_on_when_it_is_opened_again(tmp_path):
+    with opened(tmp_path / "s", SPEC) as replica:
+        write(replica, [upsert("a", [1] * 8)])
+        with failpoints.armed("log.write=1*error:ENOSPC"), pytest.raises(InsufficientStorage):
+            write(replica, [upsert("x", [1] * 8)])
+        assert isinstance(replica.failure, InsufficientStorage)
+        assert replica.list_ids(None, 9) == ["a"]
+    with opened(tmp_path / "s", SPEC) as replica:
+        write(replica, [upsert("b", [1] * 8)])
+        assert replica.list_ids(None, 9) == ["a", "b"]
 
 
 def test_a_failed_fsync_ends_writing_but_not_reading_until_it_is_opened_again(tmp_path):

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from support.etcd import EtcdCluster
-from support.states import collection, node, shard
+from support.states import collection, load, node, shard
 from veccluster.decisions import assignment
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import Configuration
-from veccluster.errors import LeaseLost
+from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Epoch, Load, NodeId, Revision, Shard, ShardId
@@ -156,6 +156,29 @@ async def test_a_swap_that_etcd_does_not_answer_has_no_known_outcome(stores: Sto
     with stores.etcd.hanging(0):
         answer = await led.store.swap_shard(SHARD, led.promoted(), led.record.revision)
     assert answer == (Outcome.unknown, None)
+
+
+async def test_a_loss_is_accepted_only_for_the_record_that_was_seen_and_while_nobody_missing_is_back(
+    stores: Stores,
+) -> None:
+    led = await Led.of(stores)
+    left = replace(led.promoted(), in_sync=frozenset({node(1).member(SHARD)}), min_in_sync=1)
+    revision, gone = led.record.revision, node(0).id
+    await led.store.publish(load(gone), led.lease)
+    assert not await led.store.accept_loss(SHARD, left, revision, [gone]), "it is back"
+    assert not await led.store.accept_loss(SHARD, left, Revision(revision - 1), []), "it is another record"
+    assert (await led.store.read_shard(SHARD)) == led.now
+    assert await led.store.accept_loss(SHARD, left, revision, [node(2).id])
+    assert (await led.store.read_shard(SHARD)) == left
+    assert await led.store.wait_until(lambda s: s.shards[SHARD].epoch == left.epoch, timeout=5)
+    assert led.store.state.shards[SHARD].end == 7
+    assert not await led.store.accept_loss(SHARD, left, revision, [node(2).id]), "it is done already"
+
+
+async def test_a_loss_whose_acceptance_etcd_does_not_answer_has_no_known_outcome(stores: Stores) -> None:
+    led = await Led.of(stores)
+    with stores.etcd.hanging(0), pytest.raises((OutcomeUnknown, MetadataUnavailable)):
+        await led.store.accept_loss(SHARD, led.promoted(), led.record.revision, [])
 
 
 async def test_a_change_of_the_leader_compares_the_shard_and_the_term(stores: Stores) -> None:

@@ -48,6 +48,7 @@ COMMANDS = {
     "status": "cluster:status",
     "logs": "cluster:logs",
     "collections": "collections:collections",
+    "shards": "shards:shards",
     "upsert": "vectors:upsert",
     "search": "vectors:search",
     "get": "vectors:get",

@@ -105,6 +105,12 @@ class Conflict(VecClusterError):
     slug, title, status = "conflict", "Conflict", 409
 
 
+class RecoveryRefused(VecClusterError):
+    """A shard's loss cannot be accepted: it can be served, or it is not as it was when that was confirmed."""
+
+    slug, title, status = "recovery-refused", "Recovery refused", 409
+
+
 class PayloadTooLarge(VecClusterError):
     """The body is over the limit of this route."""
 

@@ -2,6 +2,7 @@
 
 {"id": "demo-0", "cluster": "demo", "namespace": "default", "data_dir": "...", "listen": "127.0.0.1:8001",
  "peer_listen": "127.0.0.1:0", "advertise": null, "zone": "", "zone_file": null, "replace_after": 300,
+ "integrity": {"scrub_every": 3600, "scrub_rate": 8388608, "compare_every": 60},
  "spec": {the VecCluster's spec},
  "etcd": {"endpoints": ["127.0.0.1:2379"], "username": null, "username_file": null, "password_file": null,
           "tls": {"ca_file": null, "cert_file": null, "key_file": null} | null}}
@@ -83,6 +84,17 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class IntegrityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often a node looks at what it holds. Seconds, and bytes a second."""
+
+    scrub_every: float = 3600.0
+    """Pause between two looks at everything that is on the disk."""
+    scrub_rate: float = 8 << 20
+    """How fast it is read."""
+    compare_every: float = 60.0
+    """Pause between two comparisons of the copies of the shards that the node serves."""
+
+
 _ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 _HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
@@ -103,6 +115,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """File that names the zone once it is known; before that, `zone` holds."""
     replace_after: float = 300.0
     """Seconds that a node may be away before its copies are made elsewhere."""
+    integrity: IntegrityConfig = IntegrityConfig()
     etcd: Etcd
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
 

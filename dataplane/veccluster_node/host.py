@@ -23,6 +23,7 @@ import structlog
 
 from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
+from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Batch, Showing
 from veccluster.decisions.replication.atomic_deciding import Known
@@ -36,6 +37,7 @@ from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
 from veccluster_node.storage.files import disk_usage
+from veccluster_node.storage.inspection import Inspection
 from veccluster_node.storage.replica import Replica
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.surroundings import Standing, Surroundings
@@ -119,6 +121,8 @@ class ShardHost:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="shard")
         self._builds = threading.Semaphore(1)
         self._hosted: dict[ShardId, Hosted] = {}
+        self._alone: dict[ShardId, asyncio.Lock] = {}
+        """Held while a directory is opened, looked into or deleted: by one at a time."""
         self._dir.mkdir(parents=True, exist_ok=True)
         for half_deleted in self._dir.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
@@ -142,6 +146,31 @@ class ShardHost:
 
     async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
         """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
+        async with self._exclusively(shard):
+            replica = await self._run(lambda: self._opened(shard, collection, member))
+            self._hosted[shard] = Hosted(replica, collection)
+
+    async def inspect(self, shard: ShardId, collection: Collection, member: Member) -> Inspection | None:
+        """How far the copy that is here has come, in use or not; None if there is none."""
+
+        def look() -> Inspection | None:
+            if not (self._dir / str(shard)).is_dir():
+                return None
+            replica = self._opened(shard, collection, member)  # it takes part in nothing before it sees a configuration
+            try:
+                return replica.inspect().result()
+            finally:
+                replica.close()
+
+        async with self._exclusively(shard):
+            if hosted := self._hosted.get(shard):
+                return await asyncio.wrap_future(hosted.replica.inspect())
+            return await self._run(look)
+
+    def _exclusively(self, shard: ShardId) -> asyncio.Lock:
+        return self._alone.setdefault(shard, asyncio.Lock())
+
+    def _opened(self, shard: ShardId, collection: Collection, member: Member) -> Replica:
         spec = ReplicaSpec(
             shard=shard,
             dimension=collection.dimension,
@@ -149,12 +178,8 @@ class ShardHost:
             index=collection.index,
             filterable=collection.filterable,
         )
-
-        def opening() -> Replica:
-            path, around = self._dir / str(shard), self._surroundings
-            return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
-
-        self._hosted[shard] = Hosted(await self._run(opening), collection)
+        path, around = self._dir / str(shard), self._surroundings
+        return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
 
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         """Show a replica what its record says; from any thread."""
@@ -184,6 +209,10 @@ class ShardHost:
     async def delete(self, shard: ShardId) -> None:
         """Close the replica and delete its data; renamed first, so that half a shard is never opened again."""
         await self.shut(shard)
+        async with self._exclusively(shard):
+            await self._remove(shard)
+
+    async def _remove(self, shard: ShardId) -> None:
         doomed = self._dir / f"{shard}{DOOMED}"
 
         def remove() -> None:
@@ -397,6 +426,48 @@ class ShardHost:
         shards = [ShardId(request.collection, n) for n in request.shards]
         found, failed = await _by_shard(shards, one)
         return m.Positions(found, failed)
+
+    @_answer.register
+    async def _(self, request: m.GetDigests) -> m.Reply:
+        here = [(i, h.replica) for i in request.shards if (h := self._hosted.get(i)) and h.replica.standing.in_sync]
+        waiting = [asyncio.wrap_future(replica.digests()) for _, replica in here]
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        found = [
+            m.ShardDigests(i, replica.standing.me.incarnation, {int(s): d for s, d in notes.items()})
+            for (i, replica), notes in zip(here, told, strict=True)
+            if not isinstance(notes, BaseException)
+        ]
+        return m.Digests(found)
+
+    @_answer.register
+    async def _(self, request: m.BeginAnew) -> m.Reply:
+        hosted = self._hosted.get(request.shard)
+        if hosted is None or hosted.replica.standing.me.incarnation != request.incarnation:
+            return m.Known(known=False)
+        hosted.replica.condemn(request.why)
+        return m.Known(known=True)
+
+    # Integrity
+
+    def serving_as(self) -> dict[ShardId, tuple[Configuration, Member]]:
+        """The shards that this node serves, by the configurations in which it does."""
+        standings = self.standings().items()
+        return {i: (s.configuration, s.me) for i, s in standings if s.serving is not None and s.configuration}
+
+    async def digests(self, shard: ShardId) -> dict[Seq, Digest]:
+        """What a replica's rows are by their digests."""
+        return await asyncio.wrap_future(self._hosted_here(shard).replica.digests())
+
+    def scrub(self, shard: ShardId, rate: float, *, rows_only: bool) -> dict[str, str]:
+        """Read what a replica has on the disk (`Replica.scrub`), and count and report what is found; blocks."""
+        hosted = self._hosted.get(shard)
+        if hosted is None:
+            return {}
+        found = hosted.replica.scrub(rate, rows_only=rows_only, read=self.measures.scrubbed.inc)
+        for what, why in found.items():
+            log.error("damage_found", shard=str(shard), what=what, detail=why)
+            self.measures.found.labels(what).inc()
+        return found
 
     # Helpers
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 
 import structlog
 
-from veccluster.decisions import assignment
+from veccluster.decisions import assignment, lost_quorum
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.replication.atomic_deciding import Known, forgettable
@@ -96,7 +96,9 @@ class Leader:
         actions = failover.decide(
             configurations(state), seen, replace_after=self._replace_after, placed=placed(state, seen)
         )
-        changes = [a for a in actions if isinstance(a, failover.Change)]
+        changes: list[failover.Change] = [a for a in actions if isinstance(a, failover.Change)]
+        changing, wanted = {c.shard for c in changes}, {c.uuid: c.min_in_sync for c in state.collections.values()}
+        changes += [r for r in lost_quorum.restore(configurations(state), wanted) if r.shard not in changing]
         return sorted(changes, key=lambda c: not isinstance(c, failover.Promote))
 
     async def _change(self, change: failover.Change) -> None:
@@ -113,6 +115,7 @@ class Leader:
                 in_sync=sorted(m.node for m in target.in_sync),
                 learners=sorted(m.node for m in target.learners),
                 successor=target.successor and target.successor.node,
+                min_in_sync=target.min_in_sync,
             )
 
 

@@ -29,6 +29,19 @@ def _refetches() -> Counter:
     return Counter("veccluster_replica_refetches", "Replicas that fetched everything from another one.", registry=None)
 
 
+def _found() -> Counter:
+    return Counter(
+        "veccluster_integrity_findings",
+        "Damage found on the disk (rows, log, generation), and replicas that differed from others (replica).",
+        ["what"],
+        registry=None,
+    )
+
+
+def _scrubbed() -> Counter:
+    return Counter("veccluster_scrubbed_bytes", "Bytes on the disk that were read to find damage.", registry=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Measures:
     """One of each for a node; whoever it happens to counts it."""
@@ -36,3 +49,5 @@ class Measures:
     refused: Counter = field(default_factory=_refused)
     failovers: Histogram = field(default_factory=_failovers)
     refetches: Counter = field(default_factory=_refetches)
+    found: Counter = field(default_factory=_found)
+    scrubbed: Counter = field(default_factory=_scrubbed)

@@ -33,7 +33,9 @@ from veccluster_node import zone as zones
 from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
 from veccluster_node.identity import Identity, WrongDirectory
+from veccluster_node.integrity import Integrity
 from veccluster_node.leader import campaign_and_lead
+from veccluster_node.lost_quorum import LostQuorum
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, NotAdmitted, reason_of
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
@@ -102,9 +104,19 @@ class DataNode:
         self._zone = config.zone
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
+        self._watch: Watch | None = None
         self._not_admitted = ""
         """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
+        self._integrity = Integrity(self.id, host, self.peers, config.integrity)
+        self.lost_quorum = LostQuorum(
+            identity,
+            host,
+            self.peers,
+            state=lambda: self.state,
+            store=self.metadata_for_changes,
+            watch=lambda: self._watch,
+        )
         self.coordinator = Coordinator(
             self.id,
             lambda: self.state,
@@ -174,6 +186,8 @@ class DataNode:
             return m.Known(await self._heard_of(request))
         if isinstance(request, m.Ping):
             return m.Pong(self.boot)
+        if isinstance(request, m.GetCopy):
+            return await self.lost_quorum.answer(request)
         return await self.host.handle(request)
 
     async def _heard_of(self, request: m.AwaitCollection) -> bool:
@@ -205,7 +219,7 @@ class DataNode:
             store = Store(client, Keys(self._config.namespace, self._config.cluster))
             self._reconciler = Reconciler(self._identity, store, self.host)
             self.store = self._replication.store = store
-            watch = Watch(self.id, store, self.peers, self._times)
+            self._watch = watch = Watch(self.id, store, self.peers, self._times)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(store.follow())
                 await store.known()
@@ -214,6 +228,7 @@ class DataNode:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me, watch))
                 tasks.create_task(self._reconciler.run())
+                tasks.create_task(self._integrity.run())
                 tasks.create_task(self._follow_etcd_version(client))
 
     async def close(self) -> None:
@@ -353,7 +368,7 @@ class DataNode:
             disk_used=disk.used // coarse * coarse,
             disk_total=disk.total,
             memory_used=self.host.memory.held() // coarse * coarse,
-            issues=tuple(self._reconciler.issues()),
+            issues=(*self._reconciler.issues(), *self._integrity.issues()),
             serving=tuple(map(str, self.host.serving())),
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),

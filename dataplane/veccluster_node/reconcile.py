@@ -170,6 +170,7 @@ class Reconciler:
             record.id
             for record in hosting.assigned(disk, state)
             if record.id in failed
+            or hosting.is_gone(disk, record, local)
             or (local.get(record.id, Local()).damaged and hosting.is_held_by_others(record, disk.member(record.id)))
         ]
 

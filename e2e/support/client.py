@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from e2e.cluster.settings import CHECKOUT
-from e2e.cluster.tools import Kubectl
+from e2e.cluster.tools import Kubectl, clean_environment
 from e2e.support.database import Database, Manifest
 
 IMAGE = "localhost/veccluster-node:dev"
 WORDS = 10_000
-_PROGRAM = Path(__file__).with_name("inside.py")
+_PROGRAMS = [Path(__file__).with_name(name) for name in ("inside.py", "recorder.py")]
 _FILES = ("vectors.npy", "words.jsonl.gz", "held-out.npy")
 _WORDNET = CHECKOUT / "examples" / "wordnet"
 _POD = "client"
@@ -52,6 +53,16 @@ class Client:
         """Send a request; the "status" and the "body" of the answer."""
         return self._call("ask", server=database.url, method=method, path=path, body=body)
 
+    def begin(self, program: str, *arguments: str) -> subprocess.Popen[str]:
+        """Run a program in the pod, beside whatever else it does; it should end when its stdin does."""
+        where = ("--kubeconfig", self._kubectl.kubeconfig, "--namespace", self._namespace)
+        command = ("exec", "-i", _POD, "--", "python", f"/program/{program}", *arguments)
+        return subprocess.Popen(
+            [self._kubectl.binary, *where, *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=clean_environment(self._kubectl.kubeconfig.parent),
+        )  # fmt: skip
+
     def _call(self, action: str, **arguments: Any) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._run(action, json.dumps(arguments)))
         return found
@@ -67,7 +78,7 @@ def _objects() -> list[Manifest]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "program"},
-        "data": {_PROGRAM.name: _PROGRAM.read_text()},
+        "data": {file.name: file.read_text() for file in _PROGRAMS},
     }
     container = {
         "name": "python",

@@ -4,6 +4,8 @@ A blow is chosen by a seed; which request it meets is the machine's to say, so a
 same run.
 """
 
+import errno
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -186,19 +188,23 @@ def full_disk(scene: Scene) -> None:
             node.disk.relieve()
 
 
-FAILPOINTS = ("log.write", "log.sync", "log.sync", "records.commit", "log.roll", "current.write")
+FAILPOINTS = ("log.write", "log.write", "log.sync", "log.sync", "records.commit", "current.write")
 
 
 def io_error(scene: Scene) -> None:
     """A node's log or rows get an error from the disk, once or a few times, at some moment after its start."""
     with scene.nodes() as nodes:
         for node in nodes:
-            where, skip = scene.chance.choice(FAILPOINTS), scene.chance.randrange(5, 150)
+            where, skip = scene.chance.choice(FAILPOINTS), scene.chance.randrange(0, 40)
             times, number = scene.chance.choice([1, 1, 5]), scene.chance.choice(["EIO", "ENOSPC"])
             scene.did(f"{number} for {node.name} at {where}, {times} times after {skip}")
             node.kill()
+            before = node.log_file.stat().st_size
             node.start(f"{where}={skip}-{times}*error:{number}")
             scene.rest(4, 10)
+            told = node.log_file.read_text(errors="replace")[before:]
+            words = (os.strerror(getattr(errno, number)), "log_sealed", "failpoint ")
+            scene.did("met" if any(word in told for word in words) else "not met, or not told")
 
 
 def broken_disk(scene: Scene) -> None:

@@ -79,10 +79,14 @@ class Run:
         return self.tally
 
     def _create(self) -> None:
+        """The collection of the run; a wrong number of replicas would make every figure a lie."""
         body: dict[str, Any] = {"dimension": DIMENSION, "metric": "l2", "filterable": ["group"]}
         reply = requests.put(f"{self.cluster.urls[0]}/v1/collections/{COLLECTION}", json=body, timeout=60)
         reply.raise_for_status()
-        self.shards = int(reply.json()["shards"])
+        made = reply.json()
+        if made["replication_factor"] != self.cluster.factor:
+            raise RuntimeError(f"asked for {self.cluster.factor} replicas, got {made}")
+        self.shards = int(made["shards"])
 
     async def _cycle(self, number: int) -> bool:
         asked, began = self.asked, time.monotonic()

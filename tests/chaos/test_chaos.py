@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from chaos import arena
-
-pytestmark = [
-    pytest.mark.skipif(arena.missing() is not None, reason=str(arena.missing())),
-    pytest.mark.timeout(240),
-]
-FACTOR = 1
-"""Replication factor; more is refused as long as replication is not there."""
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 
 def chaos(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the program; its processes end with it."""
-    command = [sys.executable, "-m", "chaos", "--factor", str(FACTOR), "--keep", str(tmp_path), *arguments]
+    command = [sys.executable, "-m", "chaos", "--keep", str(tmp_path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=220, check=False)
 

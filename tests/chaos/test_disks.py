@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import arena
-
-pytestmark = pytest.mark.skipif(arena.missing() is not None, reason=str(arena.missing()))
+pytestmark = pytest.mark.root
 
 
 def inside(code: str, tmp_path: Path) -> str:

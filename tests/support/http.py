@@ -78,9 +78,13 @@ class Collection:
 
 @contextmanager
 def collection(dimension: int = 3, metric: str = "l2", **members: Any) -> Iterator[Collection]:
-    """A new collection of the shared cluster, for as long as the context."""
+    """A new collection of the shared cluster, for as long as the context.
+
+    Its reads show everything, unless something else is asked for: they go to any node, without a session's token.
+    """
     made = Collection(clusters.unique_name("http"))
-    reply = made.call("PUT", body={"dimension": dimension, "metric": metric, **members})
+    asked = {"dimension": dimension, "metric": metric, "read_consistency": "strong", **members}
+    reply = made.call("PUT", body=asked)
     assert reply.status_code == 201, reply.text
     try:
         yield made

@@ -24,7 +24,10 @@ from veccluster_cli.local.processes import tied
 
 
 class Nodes:
-    """`size` nodes of one cluster, numbered from 0; `etcd` is theirs alone unless one is given."""
+    """`size` nodes of one cluster, numbered from 0, with one copy of each shard unless something else is asked for.
+
+    `etcd` is theirs alone unless one is given.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,14 @@ class Nodes:
         etcd: EtcdCluster | None = None,
         spec: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.size = size
         self.name = unique_name("test")
-        self.spec = {"nodes": size, **(spec or {})}
+        self.spec = {"nodes": size, "replicationFactor": 1, **(spec or {})}
         self.environment = dict(environment or {})
+        self._config = dict(config or {})
+        """What every node's configuration says besides."""
         self._own_etcd = EtcdCluster(1) if etcd is None else None
         self.etcd = etcd or self._own_etcd
         self._directory = tempfile.TemporaryDirectory(prefix="veccluster-nodes-")
@@ -96,7 +102,7 @@ class Nodes:
             "etcd": {"endpoints": self.etcd.endpoints},
             "spec": self.spec,
         }
-        file.write_text(json.dumps(config | changes))
+        file.write_text(json.dumps(config | self._config | changes))
         return file
 
     def start(self, number: int, arguments: Sequence[str] = (), **changes: Any) -> None:

@@ -23,6 +23,7 @@ from veccluster.client.results import (
     Progress,
     SearchResult,
     SearchResults,
+    ShardRecovery,
     Upserted,
     Vector,
     convert,
@@ -328,6 +329,19 @@ class AsyncClient:
         return msgspec.structs.replace(
             convert(reply | {"nodes": (), "details": reply}, ClusterInfo), nodes=tuple(nodes)
         )
+
+    async def recover_shard(
+        self, collection: str, number: int, *, accept: str | None = None, timeout: float | None = None
+    ) -> ShardRecovery:
+        """What is left of a shard that has lost too many copies, and what would be lost by going on with that.
+
+        Nothing is changed, unless `accept` is `expected` of a report: then what that report says is done.
+        """
+        asked = {} if accept is None else {"accept_data_loss": True, "expected": accept}
+        body, path = arrays.to_json(asked, "accept"), _path(collection, f"/shards/{number}/recover")
+        call = Call("POST", path, headers=_JSON, body=body, write=accept is not None)
+        reply = load(await self._send(call, timeout))
+        return convert(reply | {"details": reply}, ShardRecovery)
 
     async def health(self, *, timeout: float = 3.0) -> dict[str, str]:
         """For each address: "ready", "alive" (not ready yet), or "unreachable"."""

@@ -62,6 +62,7 @@ class Client:
     page = _blocking(AsyncClient.page)
     count = _blocking(AsyncClient.count)
     cluster = _blocking(AsyncClient.cluster)
+    recover_shard = _blocking(AsyncClient.recover_shard)
     health = _blocking(AsyncClient.health)
 
     def iterate(

@@ -192,6 +192,26 @@ class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The whole reply of the server."""
 
 
+class ShardRecovery(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a shard that has lost too many copies, and what it means to go on with that."""
+
+    copies: tuple[Mapping[str, Any], ...] = ()
+    """Every copy that was found: node, role, epoch, seq, vectors, written, problem; the best first."""
+    missing: tuple[Mapping[str, Any], ...] = ()
+    """Copies that should be in sync and cannot be used: node, why, since."""
+    refusal: str | None = None
+    """Why nothing is to be accepted; None if the loss can be."""
+    then: Mapping[str, Any] | None = None
+    """With what it would go on, or does by now: primary, epoch, in_sync, min_in_sync."""
+    losses: tuple[str, ...] = ()
+    """What is lost and what follows, in words."""
+    expected: str
+    """Names this report, to accept it."""
+    done: bool = False
+    details: Mapping[str, Any] = {}
+    """The whole reply of the server."""
+
+
 def decode(body: bytes, into: type[T]) -> T:
     """The value that a reply's JSON stands for."""
     return convert(load(body), into)

@@ -6,6 +6,7 @@ What is decided about a failed attempt is in `retries`; here is the I/O. One `Tr
 import asyncio
 import email.utils
 import random
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp.connector import AddrInfoType
 from yarl import URL
 
 from veccluster.client import retries
@@ -24,6 +26,9 @@ from veccluster.model import token as tokens
 CONNECT_TIMEOUT = 3.0
 SHARE = 3
 """With several addresses, one attempt may use this part of the time that is left before another is asked."""
+
+SILENCE = 3.0
+"""Seconds without a word after which the machine at the other end of a connection counts as gone."""
 
 OPERATION_HEADER = "Operation-Id"
 
@@ -153,7 +158,10 @@ class Transport:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(headers=self._headers, trace_configs=[_trace_of_sending()])
+            connector = aiohttp.TCPConnector(socket_factory=_watchful_socket)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=self._headers, trace_configs=[_trace_of_sending()]
+            )
         return self._session
 
     async def _attempt(self, address: URL, call: Call, left: float) -> Reply | Failure:
@@ -174,6 +182,26 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             failed = Lost if sent.yet else NotSent
             return failed(f"{address.host}:{address.port} {_why(error)}")
+
+
+def _watchful_socket(address: AddrInfoType) -> socket.socket:
+    """A socket that notices when the other machine is gone, while it sends as well as while it waits.
+
+    One address may lead to many machines, as a Service of Kubernetes does: only another connection finds another one.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": 1,
+        "TCP_KEEPINTVL": 1,
+        "TCP_KEEPCNT": int(SILENCE),
+        "TCP_USER_TIMEOUT": int(SILENCE * 1000),
+    }
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:  # not every system has each
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _trace_of_sending() -> aiohttp.TraceConfig:

@@ -24,6 +24,8 @@ class Verdict:
     """Shards of which some copies are in sync and there, and fewer than they should have."""
     moving: tuple[Shard, ...] = ()
     """Shards with all their copies that are being brought to other nodes."""
+    needed: frozenset[NodeId] = frozenset()
+    """Nodes without which a shard that can usually do without one could not be written now."""
 
     def because(self, issue: str) -> "Verdict":
         """The verdict with one more reason to be degraded at least."""
@@ -67,6 +69,7 @@ def judge(
         unavailable=tuple(one.shard for one in unavailable),
         under_replicated=tuple(one.shard for one in thin),
         moving=tuple(one.shard for one in look if not one.missing and (one.shard.learners or one.shard.successor)),
+        needed=frozenset(m.node for one in look if not one.can_spare_one for m in one.good),
     )
 
 
@@ -85,6 +88,12 @@ class _Look:
     def missing(self) -> int:
         """How many copies it lacks."""
         return max(0, self.collection.replication_factor - len(self.good))
+
+    @property
+    def can_spare_one(self) -> bool:
+        """Whether it has more copies than its writes need; true of one that never has."""
+        wanted = self.shard.min_in_sync
+        return len(self.good) > wanted or self.collection.replication_factor <= wanted
 
     def trouble(self) -> str | None:
         """Why it cannot be read or written, if it cannot."""
@@ -108,7 +117,12 @@ class _Look:
     def thinness(self) -> str:
         """What it lacks, and what is being done about it."""
         there = f"{len(self.good)} of {self.collection.replication_factor} copies in sync"
-        return f"Under-replicated: {{shards}}: {there}; {self._why_missing()}."
+        return f"Under-replicated: {{shards}}: {there}; {self._why_missing()}{self._concession()}."
+
+    def _concession(self) -> str:
+        """What was accepted with a loss and holds until enough copies are in sync again (lost_quorum.py)."""
+        now, wanted = self.shard.min_in_sync, self.collection.min_in_sync
+        return f"; until then writes are acknowledged with {now} instead of {wanted}" if now < wanted else ""
 
     def _is_good(self, member: Member) -> bool:
         return self._why(member) is None

@@ -112,24 +112,25 @@ def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
             yield GiveUp(shard)
     for record in assigned(disk, state):
         if collection := by_uuid.get(record.id.collection):
-            yield from _take_on(disk, record, collection, local)
+            yield from _take_on(disk, record, collection, local, state)
     for uuid in sorted(state.drops):
         if all(i.collection != uuid for i in local) and DroppedBy(uuid, disk.node) not in state.dropped_by:
             yield ReportDropped(uuid)
 
 
-def _take_on(disk: Disk, record: Shard, collection: Collection, local: Locals) -> Iterator[Action]:
+def _take_on(disk: Disk, record: Shard, collection: Collection, local: Locals, state: ClusterState) -> Iterator[Action]:
     """The next step for a shard whose record names this node's member."""
     shard = record.id
     member, mine, begun = disk.member(shard), local.get(shard), disk.has_begun(shard)
-    if _is_gone(disk, record, local) or (mine and begun and mine.damaged):
+    if is_gone(disk, record, local) or (mine and begun and mine.damaged):
         if may_renew(record, member):
-            yield Renew(shard)
+            if is_served_elsewhere(disk.node, record, state):
+                yield Renew(shard)
             return
         if mine is None:
             return  # the only copy: an empty one must never take its place
     if mine and not begun:
-        if is_held_by_others(record, member) or record.epoch == FIRST_EPOCH:
+        if is_served_elsewhere(disk.node, record, state):
             yield Clear(shard)
     elif mine is None or not mine.is_open:
         yield Open(record, collection, member)
@@ -164,12 +165,23 @@ def may_renew(record: Shard | Configuration, member: Member) -> bool:
     return record.epoch == FIRST_EPOCH or is_held_by_others(record, member)
 
 
+def is_served_elsewhere(me: NodeId, record: Shard, state: ClusterState) -> bool:
+    """Whether another node's replica is known to be good: it serves, which one that is damaged itself does not.
+
+    Else all copies that were damaged at once would each begin anew, each counting on the others.
+    """
+    if record.epoch == FIRST_EPOCH:
+        return True
+    load = state.alive.get(record.primary.node)
+    return record.primary.node != me and load is not None and str(record.id) in load.serving
+
+
 def is_unneeded(me: NodeId, record: Shard, collection: Collection) -> bool:
     """Whether this node's data is one copy more than the shard should have, and the record speaks of it no more."""
     return all(m.node != me for m in record.members) and len(record.in_sync) >= collection.replication_factor
 
 
-def _is_gone(disk: Disk, record: Shard, local: Locals) -> bool:
+def is_gone(disk: Disk, record: Shard, local: Locals) -> bool:
     """Whether the replica was begun and its directory is not there any more.
 
     One that was never begun is the only one that is in sync only if it is from before that was noted: it served.
@@ -183,7 +195,7 @@ def _is_gone(disk: Disk, record: Shard, local: Locals) -> bool:
 def lost(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
     """Shards of which this disk had the only copy, and whose directory is gone."""
     return [
-        s.id for s in assigned(disk, state) if _is_gone(disk, s, local) and not is_held_by_others(s, disk.member(s.id))
+        s.id for s in assigned(disk, state) if is_gone(disk, s, local) and not is_held_by_others(s, disk.member(s.id))
     ]
 
 

@@ -31,6 +31,8 @@ class _Sight:
     probe: Probe | None = None
     probed: float = 0.0
     answered: float | None = None
+    refusing: float | None = None
+    """Since when nothing has listened at its address, each time it was asked."""
 
 
 class Presence:
@@ -40,6 +42,7 @@ class Presence:
         self.patience = max(heartbeat, timeout / 2)
         """Seconds within which a node that is there answers."""
         self._fresh = heartbeat + self.patience
+        self._heartbeat = heartbeat
         self._timeout = timeout
         self._sights: dict[NodeId, _Sight] = {}
 
@@ -55,6 +58,7 @@ class Presence:
         """Note how asking a node ended."""
         if sight := self._sights.get(node):
             sight.probe, sight.probed = how, now
+            sight.refusing = (sight.refusing or now) if how is Probe.refused else None
             if how is Probe.answered:
                 sight.answered = now
 
@@ -62,13 +66,14 @@ class Presence:
         """Whether the node is there.
 
         One whose lease ended while this observer looked is not, as soon as asking it has failed; one that never had a
-        lease here is given the whole timeout, unless nothing listens at its address.
+        lease here is given the whole timeout, unless nothing listens at its address. Where nothing has listened for a
+        heartbeat the process has ended, and its lease is only what it left behind.
         """
         sight = self._sights.get(node)
         if sight is None:
             return False
         if sight.leased:
-            return True
+            return sight.refusing is None or sight.probed - sight.refusing < self._heartbeat
         probe = sight.probe if now - sight.probed <= self._fresh else None
         if probe in (Probe.answered, Probe.refused):
             return probe is Probe.answered
@@ -81,4 +86,5 @@ class Presence:
         sight = self._sights.get(node)
         if sight is None or self.is_serving(node, now):
             return 0.0
-        return now - max(t for t in (sight.began, sight.left, sight.answered) if t is not None)
+        gone = sight.refusing if sight.leased else sight.left
+        return now - max(t for t in (sight.began, gone, sight.answered) if t is not None)

@@ -292,6 +292,29 @@ class Count(Request):
     """What the count may miss. As the collection says when left out."""
 
 
+class Recover(Request):
+    """Whether to go on with what is left of a shard, or only to say what that would be and what it would lose."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"accept_data_loss": {"const": True}}, "required": ["accept_data_loss"]},
+            "then": {"properties": {"expected": {"type": "string"}}, "required": ["expected"]},
+        }
+    )
+
+    accept_data_loss: bool = False
+    """Do it. What the report says is lost then cannot be brought back."""
+    expected: str | None = None
+    """`expected` of the report that is accepted; nothing is done if it would be another one by now."""
+
+    @validated(mode="after")
+    def _names_what_it_accepts(self) -> Self:
+        if self.accept_data_loss and self.expected is None:
+            reason = "must be given with accept_data_loss: it is in the report that is accepted"
+            raise broken_rules([{"field": "expected", "reason": reason}])
+        return self
+
+
 class Delete(Request):
     """Which vectors to delete: these ids, or what matches the filter."""
 
@@ -476,6 +499,72 @@ class Counted(Reply):
     count: int
 
 
+class FoundCopy(Reply):
+    """A copy of a shard that was found."""
+
+    node: str
+    incarnation: str
+    """Of the contents of its disk."""
+    role: Literal["in sync", "learner", "not in the record"]
+    """What the shard's record says of it."""
+    epoch: int
+    """Of its last operation."""
+    seq: int
+    """Of its last operation: how many it has had."""
+    vectors: int
+    """As of the last operation that it knows to be committed."""
+    written: str | None
+    """When its last operation was asked for, in UTC, by the clock of the primary of then; null if that is not known."""
+    problem: str | None
+    """Why it cannot be used, or may lack something before its last operation; null if nothing is wrong with it."""
+
+
+class MissingCopy(Reply):
+    """A copy that the shard's record calls in sync and that cannot be used."""
+
+    node: str
+    incarnation: str
+    why: str
+    since: str | None
+    """When its node was last known to be there, or a little later, in UTC; null if that is not known."""
+
+
+class Continuation(Reply):
+    """With what a shard goes on."""
+
+    primary: str
+    epoch: int
+    in_sync: list[str]
+    min_in_sync: int
+
+
+class Recovery(Reply):
+    """What is left of a shard, and what it means to go on with that."""
+
+    collection: str
+    shard: int
+    epoch: int
+    """By the shard's record, as all below."""
+    primary: str
+    in_sync: list[str]
+    min_in_sync: int
+    copies: list[FoundCopy]
+    """Every one that was found, in use or not; the best first."""
+    missing: list[MissingCopy]
+    silent: list[str]
+    """Nodes that gave no answer."""
+    refusal: str | None
+    """Why nothing is to be accepted here; null if the loss can be accepted."""
+    then: Continuation | None
+    """With what the shard would go on, or goes on by now; null if it is refused."""
+    losses: list[str]
+    """What is lost and what follows, in words."""
+    expected: str
+    """To be sent to accept this."""
+    done: bool
+    """Whether it was accepted: this is what was done."""
+
+
 class NodeInfo(Reply):
     """A node of the cluster."""
 
@@ -483,6 +572,8 @@ class NodeInfo(Reply):
     address: str
     zone: str
     state: NodeState | Literal["down"]
+    needed: bool
+    """Whether a shard that can usually do without one node could not be written if this one stopped now."""
     version: str
 
 

@@ -284,8 +284,8 @@ class VecClusterSpec(Part):
     nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 3
     """How many data nodes there should be."""
     replication_factor: Factor | None = None
-    """Copies of each shard, unless its collection says otherwise. When left out: 1 while replication is not there yet,
-    afterwards 3, or as many as there are nodes."""
+    """Copies of each shard, unless its collection says otherwise. When left out: 3 where there are three nodes or more,
+    else 1."""
     min_in_sync: Factor | None = None
     """Copies that must be in sync for a shard to accept writes. When left out: more than half of replicationFactor."""
     shards: Annotated[Shards, ShardCount()] = "auto"
@@ -329,7 +329,7 @@ class VecClusterSpec(Part):
     @property
     def effective_replication_factor(self) -> int:
         """Copies of each shard of a collection that does not say."""
-        return self.replication_factor or 1
+        return self.replication_factor or (3 if self.nodes >= 3 else 1)
 
     @property
     def effective_min_in_sync(self) -> int:

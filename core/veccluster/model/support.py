@@ -48,24 +48,20 @@ def _refusal(where: tuple[str, ...], value: Any, table: Mapping[str, Verdict]) -
     return _LATER
 
 
-def _one(refusal: str) -> Callable[[Any], str | None]:
-    return lambda value: None if value == 1 else refusal
-
-
 _KUBERNETES_ONLY = "is for pods, and a laptop has none; leave it out"
 _LATER = "is not there yet; leave it out"
 
 _EVERYWHERE: Final[Mapping[str, Verdict]] = {
     "nodes": None,
-    "replicationFactor": _one("replication factor above 1 is not there yet; use 1"),
-    "minInSync": _one("must be 1 while replication is not there yet"),
+    "replicationFactor": None,
+    "minInSync": None,
     "shards": None,
     "consistency": None,
     "zones": None,
     "autoscaling": "autoscaling is not there yet; set nodes and leave it out",
     "metadata.managed.nodes": None,
     "metadata.endpoints": None,
-    "failover": "failover comes with replication, which is not there yet; leave it out",
+    "failover": None,
     "tuning.batchSize": None,
     "tuning.maxConnections": None,
     "tuning.queryTimeout": None,

@@ -15,6 +15,7 @@ from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import ShardId
 from veccluster_node.http import metrics, negotiation, problems
 from veccluster_node.http.routes import Api
+from veccluster_node.measures import Measures
 from veccluster_node.node import DataNode
 from veccluster_node.peer.messages import ShardReport
 from veccluster_node.storage.surroundings import Standing
@@ -61,7 +62,7 @@ async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdow
 def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_Connections") -> web.Application:
     """The aiohttp application."""
     api = Api(node, spec, limits, spec.tuning.batch_size)
-    measured = metrics.Metrics(_Observed(node), node.host.measures)
+    measured = metrics.Metrics(_Observed(node))
     wrapped_in = [measured.middleware(), problems.middleware, connections.middleware(), negotiation.compress]
     app = web.Application(middlewares=wrapped_in, client_max_size=0)  # bodies are bounded where they are read
     app.on_response_prepare.append(connections.say_goodbye)
@@ -73,6 +74,7 @@ def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_C
             web.get("/v1/collections", api.collections),
             web.get(collection, api.collection),
             web.delete(collection, api.delete_collection),
+            web.post(f"{collection}/shards/{{number:[^/]+}}/recover", api.recover),
             web.post(f"{collection}/vectors", api.upsert),
             web.post(f"{collection}/search", api.search),
             web.post(f"{collection}/count", api.count),
@@ -152,6 +154,10 @@ class _Observed:
     def standings(self) -> Mapping[ShardId, Standing]:
         """Where every open replica stands."""
         return self._node.host.standings()
+
+    def measures(self) -> Measures:
+        """What is counted where it happens."""
+        return self._node.host.measures
 
     def is_ready(self) -> bool:
         """Whether /readyz would say 200."""

@@ -36,6 +36,9 @@ class Observed(Protocol):
     def standings(self) -> Mapping[ShardId, Standing]:
         """Where every open replica stands."""
 
+    def measures(self) -> Measures:
+        """What is counted where it happens."""
+
     def is_ready(self) -> bool:
         """Whether /readyz would say 200."""
 
@@ -67,6 +70,10 @@ class _NodeCollector(Collector):
                 gauge.add_metric([report.shard.collection, str(report.shard.number)], getattr(report, name))
         yield from gauges.values()
         yield from self._copies()
+        measures = self._node.measures()
+        replication = measures.refused, measures.failovers, measures.refetches
+        for counted in (*replication, measures.found, measures.scrubbed):
+            yield from counted.collect()
 
     def _copies(self) -> Iterable[Metric]:
         """What a primary knows of the copies of its shard."""
@@ -96,13 +103,11 @@ class _NodeCollector(Collector):
 class Metrics:
     """The registry of one node, and the middleware that counts requests."""
 
-    def __init__(self, node: Observed, replication: Measures) -> None:
+    def __init__(self, node: Observed) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_NodeCollector(node))
-        for measured in (replication.refused, replication.failovers, replication.refetches):
-            self._registry.register(measured)
         self._requests = Counter(
             "veccluster_http_requests",
             "Requests answered.",

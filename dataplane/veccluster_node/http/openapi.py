@@ -17,7 +17,7 @@ from veccluster_node.http.negotiation import ARROW, JSON, NDJSON, OCTETS, OPERAT
 
 Json = dict[str, Any]
 
-_REQUESTS: Final = (api.CreateCollection, api.Upsert, api.Search, api.Count, api.Delete)
+_REQUESTS: Final = (api.CreateCollection, api.Upsert, api.Search, api.Count, api.Delete, api.Recover)
 _REPLIES: Final = (
     api.Collection,
     api.Collections,
@@ -28,6 +28,7 @@ _REPLIES: Final = (
     api.Vector,
     api.Page,
     api.Counted,
+    api.Recovery,
     api.Cluster,
     api.Status,
     api.Problem,
@@ -156,6 +157,7 @@ def _parameters(limits: Limits) -> Json:
         "id": _parameter(
             "id", "path", {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}, "The vector; 1 to 512 bytes."
         ),
+        "number": _parameter("number", "path", {"type": "integer", "minimum": 0}, "The shard."),
         "limit": _parameter(
             "limit", "query", {**_INTEGER, "maximum": limits.max_list, "default": 100}, "Vectors in the page."
         ),
@@ -199,7 +201,7 @@ _ERRORS: Final[Mapping[int, str]] = {
     400: "Something in the request is wrong; `errors` says what would be right.",
     404: "There is no such collection, or vector.",
     406: "The reply cannot be given in any of the types in Accept.",
-    409: "A collection of this name exists and differs.",
+    409: "A collection of this name exists and differs; or a shard's loss cannot be accepted.",
     413: "The body is too large.",
     415: "The body is of a type, or compressed in a way, that is not read here.",
     500: "Something unforeseen; `incident` finds it in the node's log.",
@@ -299,6 +301,22 @@ def _collections() -> Json:
                 {204: _answer("It is gone.")},
                 errors=(400, 404, 504),
                 parameters=("name",),
+            ),
+        },
+    }
+
+
+def _shards() -> Json:
+    return {
+        "/v1/collections/{name}/shards/{number}/recover": {
+            "post": _operation(
+                "Go on with what is left of a shard that has lost too many copies, and lose what only those had. "
+                "Without `accept_data_loss` nothing is changed: the reply says what would be done and lost.",
+                {200: _answer("What there is, and what would be done or was.", _content("Recovery"))},
+                errors=(*_BODY_ERRORS, 409, 504),
+                parameters=("name", "number"),
+                body=_content("Recover"),
+                optional_body=True,
             ),
         },
     }
@@ -436,7 +454,7 @@ def document(version: str, limits: Limits = DEFAULTS) -> Json:
 
 
 def _paths() -> Json:
-    paths: Json = {**_collections(), **_vectors(), **_queries(), **_cluster()}
+    paths: Json = {**_collections(), **_shards(), **_vectors(), **_queries(), **_cluster()}
     for path, operations in paths.items():
         for method, operation in operations.items():
             words = [part.strip("{}") for part in path.removeprefix("/v1").split("/") if part]

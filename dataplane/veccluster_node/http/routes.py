@@ -33,7 +33,7 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import Collection, NodeState, ReadConsistency, ShardId, WriteConsistency
 from veccluster.model.validation import did_you_mean
-from veccluster_node.http import codecs, negotiation, openapi
+from veccluster_node.http import codecs, negotiation, openapi, recoveries
 from veccluster_node.http.rows import UpsertBatch
 from veccluster_node.node import DataNode
 from veccluster_node.peer.messages import ShardReport
@@ -153,6 +153,21 @@ class Api:
             raise CollectionNotFound(f"there is no collection {name}")
         await self.node.coordinator.spread(dropped, gone=True)
         return web.Response(status=204)
+
+    async def recover(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/shards/{number}/recover."""
+        _query(request)
+        collection = await self._collection(request)
+        number = _number_of(request)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        if body:
+            negotiation.check_content_type(request, negotiation.JSON)
+        asked = await _in_thread(len(body), codecs.decode_options, api.Recover, body or b"{}", self.limits)
+        if asked.accept_data_loss and asked.expected is not None:
+            plan = await self.node.lost_quorum.accept(collection, number, asked.expected)
+        else:
+            plan = await self.node.lost_quorum.look(collection, number)
+        return _json(recoveries.reply(collection, plan, done=asked.accept_data_loss))
 
     # Vectors
 
@@ -335,6 +350,7 @@ class Api:
                         address=n.address,
                         zone=n.zone,
                         state="down" if n.id in unreachable else n.state,
+                        needed=n.id in verdict.needed,
                         version=n.version,
                     )
                     for _, n in sorted(state.nodes.items())
@@ -463,6 +479,14 @@ def _id_of(request: web.Request) -> str:
     if problem := api.id_problem(vector_id):
         raise InvalidRequest.field("id", problem)
     return vector_id
+
+
+def _number_of(request: web.Request) -> int:
+    """The shard in the path."""
+    text = request.match_info["number"]
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidRequest.field("number", f"must be a shard's number, from 0 on, is {text!r}")
+    return int(text)
 
 
 def _query(request: web.Request, *known: str) -> dict[str, str]:

@@ -257,6 +257,19 @@ class Store:
         found = there.one if isinstance(there, Found) else None
         return Outcome.refused, self._configuration(shard, found) if found else None
 
+    async def accept_loss(
+        self, shard: ShardId, target: Configuration, expected: Revision, absent: Iterable[NodeId]
+    ) -> bool:
+        """Make of a shard what a person confirmed if its record is still at `expected` and none of `absent` is back."""
+        record = self._state.shards.get(shard)
+        if record is None:
+            return False
+        key = self.keys.shard(shard)
+        guards: list[Compare] = [ModRevision(key, "==", expected)]
+        guards += [CreateRevision(self.keys.alive(node), "==", 0) for node in absent]
+        put = Put(key, encoding.encode_shard(target.put_into(record)))
+        return (await self._client.txn(guards, [put], timeout=PATIENCE)).succeeded
+
     def _configuration(self, shard: ShardId, found: KeyValue) -> Configuration | None:
         """None if the shard's collection is gone: then its key is about to be."""
         record = encoding.decode_shard(shard, found.value, found.mod_revision)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 import msgspec
 
 from veccluster.decisions.replication.atomic import Verdict
-from veccluster.model.state import ReadConsistency, Seq, ShardId, WriteConsistency
+from veccluster.model.state import Member, ReadConsistency, Seq, ShardId, WriteConsistency
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
@@ -290,6 +290,62 @@ class GetPositions(Request[Positions], frozen=True, tag=True, kw_only=True):
     shards: list[int]
 
 
+class ShardDigests(msgspec.Struct, frozen=True, array_like=True):
+    """What the rows of one replica were as of some seqs: how many, and the sum of their hashes."""
+
+    shard: ShardId
+    incarnation: str
+    notes: dict[int, tuple[int, int]]
+
+
+class Digests(Reply, frozen=True):
+    """Those of the replicas that are open and in sync here."""
+
+    shards: list[ShardDigests]
+
+
+class GetDigests(Request[Digests], frozen=True, tag=True, kw_only=True):
+    """Ask for the digests of replicas, to compare them with the primary's (decisions/integrity.py)."""
+
+    reply = Digests
+    shards: list[ShardId]
+
+
+class BeginAnew(Request["Known"], frozen=True, tag=True, kw_only=True):
+    """Tell a replica of this incarnation that its rows are wrong; `known` in the answer: it is here."""
+
+    shard: ShardId
+    incarnation: str
+    why: str
+
+
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node holds of a shard, in use or not; see `veccluster.decisions.lost_quorum.Copy`."""
+
+    durable: Position
+    epoch: int
+    vectors: int
+    written_ns: int | None
+    doubt: str | None
+    trouble: str | None
+    is_mendable: bool
+
+
+class CopyReport(Reply, frozen=True):
+    """As which member of the shard the node answers, what it holds of it, or why it cannot say that now."""
+
+    member: Member
+    copy: Copy | None = None
+    busy: str | None = None
+
+
+class GetCopy(Request[CopyReport], frozen=True, tag=True, kw_only=True):
+    """Ask for whatever the node holds of a shard, whether the shard's record names it or not."""
+
+    reply = CopyReport
+    shard: ShardId
+
+
 class Pong(Reply, frozen=True):
     """The node is there."""
 
@@ -306,6 +362,9 @@ class Known(Reply, frozen=True):
     """Whether the node has heard of it in time."""
 
     known: bool
+
+
+BeginAnew.reply = Known
 
 
 class AwaitCollection(Request[Known], frozen=True, tag=True, kw_only=True):
@@ -330,6 +389,9 @@ AnyRequest = (
     | PrepareBatch
     | SettleBatch
     | GetShowing
+    | GetDigests
+    | BeginAnew
+    | GetCopy
     | Ping
     | AwaitCollection
 )

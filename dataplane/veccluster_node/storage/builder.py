@@ -19,8 +19,8 @@ from veccluster_node.storage.build import Child, Job
 from veccluster_node.storage.feed import Slot
 from veccluster_node.storage.files import reason
 from veccluster_node.storage.generations import Shelf
-from veccluster_node.storage.records import make_durable
-from veccluster_node.storage.recovery import ROWS
+from veccluster_node.storage.records import Snapshots, make_durable
+from veccluster_node.storage.recovery import ROWS, resident
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.writer import Writer
 
@@ -55,6 +55,7 @@ class Builder:
         self._tail_since: float | None = None
         self._child: Child | None = None
         self._forced: list[threading.Event] = []
+        self._damaged: list[str] = []
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"builder-{spec.shard}", daemon=True)
@@ -72,6 +73,11 @@ class Builder:
         self._forced.append(done)
         self._wake.set()
         return done
+
+    def mend(self, name: str) -> None:
+        """A generation is damaged on the disk: search its rows from memory, until it is built anew."""
+        self._damaged.append(name)
+        self._wake.set()
 
     def close(self) -> None:
         """Give up what is being built, and end the thread."""
@@ -114,6 +120,9 @@ class Builder:
 
     def _step(self) -> bool:
         """Do the one thing that helps most; False when there is nothing to do."""
+        while self._damaged:
+            self._take_out(self._damaged[0])
+            self._damaged.pop(0)
         forced = self._forced[:]
         if self._writer.state.failure or not self._decide(force=bool(forced)):
             for done in forced:
@@ -192,6 +201,24 @@ class Builder:
             base=base.name if base else None,
             seconds=round(time.monotonic() - started, 3),
         )
+
+    def _take_out(self, name: str) -> None:
+        """Put the rows of a damaged generation in its place, if it is still in use."""
+        feed = self._writer.state.feed
+        at = next((i for i, slot in enumerate(feed.slots) if slot.name == name and not slot.damaged), None)
+        if at is None:
+            return
+        after, through = feed.slots[at].after, feed.slots[at].through
+        snapshots = Snapshots(self._path / ROWS)
+        try:
+            with snapshots.take() as snapshot:
+                segment = resident(snapshot, snapshot.live_seqs(after, through), self._spec.dimension)
+                floor = snapshot.applied_seq
+        finally:
+            snapshots.close()
+        slot = Slot(name, after, through, segment, damaged=True)
+        self._in_writer(lambda: feed.replace(at, at + 1, slot, floor=floor))
+        self._shelf.set_aside(name)
 
     def _open(self, path: Path) -> generations.Generation:
         """Open what a child left; damage to it says nothing of the rows."""

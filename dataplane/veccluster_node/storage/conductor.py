@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from veccluster.decisions.integrity import is_noted
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
@@ -34,7 +35,7 @@ from veccluster.errors import (
 from veccluster.model.state import Seq
 from veccluster_node.storage import epochs, failpoints, operations, snapshots
 from veccluster_node.storage.deciding import Deciding
-from veccluster_node.storage.files import disk_usage, is_no_space, reason
+from veccluster_node.storage.files import disk_usage, is_no_space, reason, write_durably
 from veccluster_node.storage.operations import Written
 from veccluster_node.storage.recent import RecentRecords
 from veccluster_node.storage.recovery import SUSPECT, Recovered
@@ -103,15 +104,24 @@ class Conductor:
 
     def handle(self, event: on.Event) -> None:
         """Let the rules say what an event asks for, and do it."""
-        if self.staged or (self.damaged and isinstance(event, on.Received)):
+        if self.staged:
             return
         if isinstance(event, on.Received):
+            if self.damaged and not self._is_sole():
+                return
             self._note_heard(event)
         for effect in self.rules.handle(event):
             self._do(effect)
         self._results.clear()
         if not isinstance(event, on.Write | on.Read | on.Synced):
             self.deciding.look()
+
+    def _is_sole(self) -> bool:
+        """Whether this doubtful copy serves, since it is the only one, and may be copied.
+
+        Not one that is read-only: copies that can be written would hide what it lacks.
+        """
+        return self.rules.primary is not None and self.failure is None
 
     def _note_heard(self, event: on.Received) -> None:
         now, message = time.monotonic(), event.message
@@ -258,7 +268,8 @@ class Conductor:
             last = record.last
             group.append(operations.Record(record.epoch, record.first, record.count, record.payload))
             size += len(record.payload)
-            if size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS:
+            is_large = size > _APPLY_BYTES or record.last - group[0].first_seq > _APPLY_OPERATIONS
+            if is_large or is_noted(record.first - 1, record.last):  # what is noted is of the end of a record
                 yield group
                 group, size = [], 0
         if group:
@@ -421,6 +432,20 @@ class Conductor:
                 self.failure = Unavailable(error.detail)
             _log.error("replica_poisoned", shard=str(self._spec.shard), detail=error.detail)
             self.handle(on.DiskFailed())
+
+    def condemn(self, why: str) -> None:
+        """Take nothing more from the others, who say that the rows are wrong: the node begins this copy anew."""
+        self.damaged = self.damaged or why
+        _log.error("replica_differs", shard=str(self._spec.shard), detail=why)
+
+    def log_damaged(self, why: str) -> None:
+        """The log has lost what was durable. That is remembered: the next opening may take it for a torn end."""
+        if self.log.damage:
+            return
+        self.log.damage = why
+        sentence = f"the log is damaged: {why}"
+        self._on_disk(lambda: write_durably(self._path / snapshots.DOUBT, sentence.encode()))
+        self.poison(StorageCorrupt(sentence))
 
     def _is_full(self, cause: BaseException | None) -> bool:
         """Whether `cause` comes of a full disk; SQLite may say no more than "disk I/O error" then."""

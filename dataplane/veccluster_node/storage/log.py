@@ -438,6 +438,22 @@ class Log:
             if reached != end:
                 raise StorageCorrupt(f"{segment.path.name}: seq {reached.after + 1} can no longer be read")
 
+    def check(self) -> Iterator[int]:
+        """Read everything that it holds now once more, and yield how many bytes were good, bit by bit.
+
+        `StorageCorrupt`: what was good when it was written is so no longer.
+        """
+        cuts = self._cuts
+        for segment in list(self._segments):
+            try:
+                _read_header(segment.path, _read_between(segment.path, _Mark(0, 0, 0), _Mark(0, _HEADER.size, 0)))
+                for record in self._read(segment, segment.first_seq - 1, segment.last_seq):
+                    yield _RECORD.size + len(record.payload)
+            except StorageCorrupt:
+                if cuts == self._cuts:
+                    raise
+                return
+
     def truncate(self, after: int) -> None:
         """Cut everything behind seq `after`, durably; a crash meanwhile leaves a part of it, from its start.
 

@@ -125,6 +125,11 @@ class Record:
         """The batch's operation id, without decoding the rest."""
         return _head_decoder.decode(self.payload).op_id
 
+    @property
+    def time_ns(self) -> int:
+        """When it was asked for, by the clock of the primary."""
+        return _head_decoder.decode(self.payload).time_ns
+
     def batch(self) -> Batch:
         """Decode the batch; `msgspec.DecodeError` cannot happen behind a checksum that holds."""
         return _decoder.decode(self.payload)

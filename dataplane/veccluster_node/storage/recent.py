@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from veccluster.decisions.replication.values import Record
 from veccluster.model.state import Seq
 
-LARGEST = 8 << 20
+LARGEST = 2 << 20
 """Bytes of payload that are kept, at least one record."""
 
 

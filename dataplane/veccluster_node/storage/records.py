@@ -28,7 +28,8 @@ from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
 from veccluster.decisions.replication.values import EMPTY, Lineage, Run
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch, Seq
-from veccluster_node.storage import failpoints
+from veccluster_node.storage import digests, failpoints
+from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
 from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
 from veccluster_node.storage.operations import Batch, Decide, Delete, Nothing, Prepare, Record, Upsert, Written
@@ -41,7 +42,8 @@ _T = TypeVar("_T")
 _KEPT_OPERATIONS = 100_000
 _CHUNK = 500
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS records(
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS vectors(seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL);
@@ -51,6 +53,13 @@ CREATE TABLE IF NOT EXISTS operations(
     upserted INTEGER NOT NULL, deleted INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS lineage(first_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
 """
+    + digests.SCHEMA
+)
+
+_DELETE = tuple(
+    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?)) RETURNING seq, crc"  # noqa: S608
+    for table in ("records", "vectors")
+)
 
 
 def record_crc(seq: int, id_: str, metadata: bytes) -> int:
@@ -99,6 +108,8 @@ def corruption_named(path: Path) -> Iterator[None]:
     """Turn what SQLite says about a damaged file into `StorageCorrupt`."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise StorageCorrupt(f"{path.name} is damaged: what SQLite says of it cannot be read") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError) and not _is_damage(error):
             raise
@@ -170,6 +181,10 @@ class Records:
             (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
             if rows != self.live:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {rows} rows in {table} where {self.live} should be")
+        with self._transaction():
+            self.digests = Digests(db, self.applied_seq)
+        if self.digests.rows != self.live:
+            raise StorageCorrupt(f"{self.path.name} is damaged: digests of {self.digests.rows} rows, not {self.live}")
 
     def _know_lineage(self, history: Lineage) -> None:
         """Read it, or work it out: what nobody knows the epoch of counts as written in the first that is known."""
@@ -222,6 +237,7 @@ class Records:
             self._add_runs(lineage.runs[len(self.lineage.runs) :])
             publish(changes)
             failpoints.hit("records.commit")
+        self.digests.commit(records[-1].first_seq - 1, changes.applied_seq)
         self.applied_seq, self.epoch, self.lineage = changes.applied_seq, records[-1].epoch, lineage
         self.ledger = ledger
         self.live += len(changes.born) - len(changes.died)
@@ -286,10 +302,10 @@ class Records:
 
     def _store(self, changes: Changes, batches: Sequence[tuple[Record, Batch]]) -> None:
         many = self._db.executemany
-        gone = [(seq,) for seq in changes.died]
-        many("DELETE FROM records WHERE seq=?", gone)
-        many("DELETE FROM vectors WHERE seq=?", gone)
-        self._insert((seq, op.id, op.metadata, op.vector) for seq, op in changes.born.items())
+        died = self._delete(list(changes.died))
+        born = self._insert((seq, op.id, op.metadata, op.vector) for seq, op in changes.born.items())
+        self.digests.change(born, died)
+        self.digests.store(batches[-1][0].first_seq - 1, changes.applied_seq)
         many(
             "INSERT OR IGNORE INTO operations(last_seq, op_id, first_seq, upserted, deleted, time_ns) "
             "VALUES (?,?,?,?,?,?)",
@@ -306,18 +322,27 @@ class Records:
             )
             self._tables.prune()
         live = self.live + len(changes.born) - len(changes.died)
-        self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live)
+        as_of = {digests.AS_OF: changes.applied_seq}
+        self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live, **as_of)
 
-    def _insert(self, rows: Iterable[tuple[int, str, bytes, bytes]]) -> None:
+    def _delete(self, seqs: Sequence[int]) -> list[Checked]:
+        """Delete rows; what they were."""
+        died: list[Checked] = []
+        for some in _chunks(seqs):
+            records, vectors = (dict(self._db.execute(sql, (json.dumps(some),))) for sql in _DELETE)
+            died.extend((seq, crc, vectors.get(seq, 0)) for seq, crc in records.items())
+        return died
+
+    def _insert(self, rows: Iterable[tuple[int, str, bytes, bytes]]) -> list[Checked]:
+        """Insert rows (seq, id, metadata, vector); what they are."""
+        born: list[Checked] = []
         for some in _chunks(list(rows)):
-            self._db.executemany(
-                "INSERT INTO records(seq, id, metadata, crc) VALUES (?,?,?,?)",
-                [(seq, id_, meta.decode(), record_crc(seq, id_, meta)) for seq, id_, meta, _ in some],
-            )
-            self._db.executemany(
-                "INSERT INTO vectors(seq, vector, crc) VALUES (?,?,?)",
-                [(seq, vector, vector_crc(seq, vector)) for seq, _, _, vector in some],
-            )
+            records = [(seq, id_, meta.decode(), record_crc(seq, id_, meta)) for seq, id_, meta, _ in some]
+            vectors = [(seq, vector, vector_crc(seq, vector)) for seq, _, _, vector in some]
+            self._db.executemany("INSERT INTO records(seq, id, metadata, crc) VALUES (?,?,?,?)", records)
+            self._db.executemany("INSERT INTO vectors(seq, vector, crc) VALUES (?,?,?)", vectors)
+            born.extend((record[0], record[3], vector[2]) for record, vector in zip(records, vectors, strict=True))
+        return born
 
     def _set_meta(self, **values: int) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta(key, value) VALUES (?,?)", list(values.items()))
@@ -337,11 +362,13 @@ class Records:
         epoch, ledger = lineage.newest, self.ledger.copy()
         with self._transaction():
             self._tables.restore(ledger, latest, prepares)
-            self._insert(rows)
+            self.digests.change(self._insert(rows), ())
+            self.digests.store(applied_seq, applied_seq)
             failpoints.hit("records.restore")
             (self.live,) = self._db.execute("SELECT count(*) FROM records").fetchone()
-            self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live)
+            self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live, **{digests.AS_OF: applied_seq})
             self._add_runs(lineage.runs)
+        self.digests.commit(applied_seq, applied_seq)
         self.applied_seq, self.epoch, self.lineage, self.ledger = applied_seq, epoch, lineage, ledger
 
     def result_of(self, op_id: str) -> Written | None:
@@ -350,6 +377,11 @@ class Records:
             "SELECT first_seq, last_seq, upserted, deleted FROM operations WHERE op_id=?", (op_id,)
         ).fetchone()
         return Written(row[0], row[1], row[2], row[3], replayed=True) if row else None
+
+    def time_of(self, seq: int) -> int | None:
+        """When the batch that ends at `seq` was asked for, as long as that is remembered; nanoseconds since 1970."""
+        row = self._db.execute("SELECT time_ns FROM operations WHERE last_seq=?", (seq,)).fetchone()
+        return int(row[0]) if row else None
 
     def ids_matching(self, filter_: Filter) -> list[str]:
         """The ids that a filter matches now."""
@@ -366,7 +398,7 @@ class Snapshot:
     """One state of the rows, within one read transaction; see `Snapshots.take`."""
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        self._db = db
+        self.connection = self._db = db
         self._path = path
         meta = dict(db.execute("SELECT key, value FROM meta"))
         self.applied_seq: int = meta.get("applied_seq", 0)

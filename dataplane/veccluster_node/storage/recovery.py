@@ -292,14 +292,23 @@ class Recovery:
         return Slot(name, after, through, self._resident(snapshot, living), damaged=True)
 
     def _resident(self, snapshot: Snapshot, living: U64) -> Segment:
-        parts = list(self._segments(snapshot, living))
-        vectors = [p.vectors for p in parts] or [np.zeros((0, self.spec.dimension), np.float32)]
-        return segment_of(living, np.concatenate(vectors))
+        return resident(snapshot, living, self.spec.dimension)
 
     def _segments(self, snapshot: Snapshot, seqs: U64) -> Iterator[Segment]:
-        for i in range(0, len(seqs), _READ):
-            some = seqs[i : i + _READ]
-            yield segment_of(some, snapshot.vectors(some.tolist(), self.spec.dimension))
+        return _segments(snapshot, seqs, self.spec.dimension)
+
+
+def resident(snapshot: Snapshot, living: U64, dimension: int) -> Segment:
+    """The rows of a generation in memory, to search exactly while it is damaged."""
+    parts = list(_segments(snapshot, living, dimension))
+    vectors = [p.vectors for p in parts] or [np.zeros((0, dimension), np.float32)]
+    return segment_of(living, np.concatenate(vectors))
+
+
+def _segments(snapshot: Snapshot, seqs: U64, dimension: int) -> Iterator[Segment]:
+    for i in range(0, len(seqs), _READ):
+        some = seqs[i : i + _READ]
+        yield segment_of(some, snapshot.vectors(some.tolist(), dimension))
 
 
 def recover(path: Path, spec: ReplicaSpec, settings: StorageSettings) -> Recovered:

@@ -4,13 +4,14 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from veccluster.decisions.filters import Filter
+from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import atomic
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic_deciding import Known
@@ -18,9 +19,11 @@ from veccluster.decisions.replication.values import Member, Position
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
 from veccluster_node.storage import failpoints
+from veccluster_node.storage import scrub as scrubs
 from veccluster_node.storage.builder import Builder
 from veccluster_node.storage.deciding import Settling
 from veccluster_node.storage.files import tree_size
+from veccluster_node.storage.inspection import Inspection, inspect
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Prepare, Upsert, Written, encode_content
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
 from veccluster_node.storage.search import Hit, Query, Reader, Results, Rows, Stored, Total
@@ -65,6 +68,9 @@ class Replica:
         self._recovered = recovered
         self._limits = settings.limits
         self._reads = count()
+        self._closing = False
+        self._scrub_turn = threading.Lock()
+        self._scrubbing = threading.Event()
         self._writer = Writer(path, spec, settings, recovered, surroundings, me, applied=self._applied)
         self._reader = Reader(
             path / ROWS,
@@ -223,6 +229,10 @@ class Replica:
         """The last durable operation, as it is once all that came before this call has been handled."""
         return self._writer.call(lambda: self._writer.state.rules.journal.position)
 
+    def inspect(self) -> Future[Inspection]:
+        """How far it has come, and whether it can be used."""
+        return self._writer.call(lambda: inspect(self._recovered, self._writer.state))
+
     def forget(self, request: str) -> None:
         """Nobody waits any more for the write with this operation id."""
         self._writer.feed(on.Forget(request))
@@ -255,6 +265,57 @@ class Replica:
         except StorageCorrupt as error:
             self._writer.poison(error)
             raise
+
+    def digests(self) -> Future[dict[Seq, Digest]]:
+        """What the rows are by their running digests: now, and as was noted (decisions/integrity.py)."""
+        records = self._recovered.records
+        return self._writer.call(lambda: records.digests.notes(records.applied_seq))
+
+    def condemn(self, why: str) -> None:
+        """Others say that the rows here are wrong: where there are others, begin anew."""
+        self._writer.condemn(why)
+
+    def scrub(
+        self, rate: float, *, rows_only: bool = False, read: Callable[[int], None] = lambda _: None
+    ) -> dict[str, str]:
+        """Read what is on the disk, at most `rate` bytes a second, and see to it that what is damaged is mended.
+
+        The result names what was found (`rows`, `log`, `generation`) and says how it is damaged. `Stopped`: it is
+        being closed, or somebody else has begun to look. `read` is told of the bytes.
+        """
+        self._scrubbing.set()  # an earlier one ends
+        with self._scrub_turn:
+            self._scrubbing = threading.Event()
+            if self._closing:
+                raise scrubs.Stopped("the shard is being closed")
+            return dict(self._scrub(scrubs.Pace(rate, self._scrubbing, read), rows_only=rows_only))
+
+    def _scrub(self, pace: scrubs.Pace, *, rows_only: bool) -> Iterator[tuple[str, str]]:
+        feed, log = self._recovered.feed, self._recovered.log
+        if self.failure or self._recovered.broken:
+            return  # its damage is known
+        try:
+            scrubs.rows(self.path / ROWS, pace)
+        except StorageCorrupt as error:
+            self._writer.poison(error)
+            yield "rows", error.detail
+            return  # it is about to be opened again
+        for slot in [] if rows_only else feed.slots[:]:
+            try:
+                if not slot.damaged:
+                    scrubs.generation(self.path / "generations" / slot.name, pace)
+            except StorageCorrupt as error:
+                if slot in feed.slots:
+                    said = f"Shard {self.spec.shard}: {error.detail}; it is being rebuilt from the rows"
+                    self._recovered.mending.append(said)
+                    self._builder.mend(slot.name)
+                    yield "generation", error.detail
+        try:
+            if not rows_only:
+                scrubs.log(log, pace)
+        except StorageCorrupt as error:
+            self._writer.log_damaged(error.detail)
+            yield "log", error.detail
 
     def build(self, timeout: float | None = None) -> bool:
         """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
@@ -295,7 +356,10 @@ class Replica:
 
     def close(self) -> None:
         """Finish what is queued, give up what is being built, and let go of every file."""
-        self._builder.close()
+        self._closing = True
+        self._scrubbing.set()
+        with self._scrub_turn:
+            self._builder.close()
         self._writer.close()
         self._reader.close()
         self._recovered.records.close()

@@ -243,6 +243,14 @@ class Writer:
         """Take part in nothing more until the shard is opened again, from any thread."""
         self.call(lambda: self._conductor.poison(error))
 
+    def condemn(self, why: str) -> None:
+        """Let the node begin this copy anew, from any thread: others say that its rows are wrong."""
+        self.call(lambda: self._conductor.condemn(why))
+
+    def log_damaged(self, why: str) -> None:
+        """The log can no longer be read, from any thread."""
+        self.call(lambda: self._conductor.log_damaged(why))
+
     def trim(self, through: int) -> None:
         """Forget the log's segments up to `through`, which generations hold."""
         self._conductor.log.trim(through)

@@ -293,6 +293,8 @@ def _can_spare_a_pod(observed: Observed, replicas: int) -> bool:
     report = observed.report
     if report is None or report["health"] == "critical" or len(observed.pods_of("node")) < replicas:
         return False
+    if observed.etcd and not etcd_upkeep.has_quorum(observed.etcd):
+        return False  # nobody could take over from it
     active = sum(n["state"] == "active" for n in report["nodes"])
     return active >= replicas and not any(report["shards"][k] for k in ("unavailable", "under_replicated", "moving"))
 

@@ -5,9 +5,11 @@ template: a new version of the operator, whose templates differ, so restarts not
 restart back is a sentence, and the sentence is what people read.
 
 1. The StatefulSet must know the new template, or the pod would come back as it was.
-2. A pod that is not ready has nothing to lose and goes first: so a bad file can always be corrected by a good one.
-3. Otherwise every pod must be ready, every node active and every shard as it should be: a restart must never meet
-   another fault. Other reasons to be degraded do not count: the restart may be what mends them.
+2. A pod that is not ready and that no shard needs goes first: so a bad file can always be corrected by a good one.
+   While another pod is away, a node whose pod is not ready may hold one of the last copies that writes need.
+3. Otherwise every other pod must be ready, every node active, every shard have all its copies in sync, and etcd its
+   quorum, without which no other node could take over: a restart must never meet another fault. Other reasons to be
+   degraded do not count: the restart may be what mends them.
 4. The leader goes last, so that it moves once.
 """
 
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veccluster_operator.decide import etcd_upkeep
 from veccluster_operator.decide.observed import Manifest, Observed, asked_of, is_ready, ordinal
 
 Differences = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
@@ -48,11 +51,12 @@ def decide(
         return Held(len(outdated), because)
     candidates = [p for p in pods if id(p) in outdated]
     broken = [p for p in candidates if not is_ready(p)]
-    if broken:
-        return Restart(broken[0], outdated[id(broken[0])])
-    if because := _something_is_amiss(observed, pods, stateful_set["spec"]["replicas"]):
-        return Held(len(outdated), because)
-    chosen = max(candidates, key=lambda p: (p["metadata"]["name"] != _leader(observed), ordinal(p)))
+    chosen = next((p for p in broken if _nobody_needs(p, observed, pods)), None)
+    if chosen is None:
+        chosen = max(broken or candidates, key=lambda p: (p["metadata"]["name"] != _leader(observed), ordinal(p)))
+        others = [p for p in pods if p is not chosen]
+        if because := _something_is_amiss(observed, others, stateful_set["spec"]["replicas"] - 1):
+            return Held(len(outdated), because)
     return Restart(chosen, outdated[id(chosen)])
 
 
@@ -64,16 +68,34 @@ def template_unknown(stateful_set: Manifest) -> str | None:
     return None
 
 
-def _something_is_amiss(observed: Observed, pods: Sequence[Manifest], wanted: int) -> str | None:
-    """Why no healthy pod may be restarted now (3)."""
-    if waiting := [p["metadata"]["name"] for p in pods if not is_ready(p)]:
+def _nobody_needs(pod: Manifest, observed: Observed, pods: Sequence[Manifest]) -> bool:
+    """Whether a pod that is not ready can go although something else may be amiss (2)."""
+    if not _runs(pod):
+        return True
+    if observed.report is None:
+        return not any(map(is_ready, pods))
+    known = {n["id"]: n for n in observed.report["nodes"]}
+    node = known.get(pod["metadata"]["name"])
+    return node is None or node["state"] == "down" or not node.get("needed", True)
+
+
+def _runs(pod: Manifest) -> bool:
+    containers = pod.get("status", {}).get("containerStatuses") or []
+    return any("running" in (c.get("state") or {}) for c in containers)
+
+
+def _something_is_amiss(observed: Observed, others: Sequence[Manifest], wanted: int) -> str | None:
+    """Why the pod beside these may not be restarted now (3)."""
+    if waiting := [p["metadata"]["name"] for p in others if not is_ready(p)]:
         return f"{', '.join(waiting)} must be ready first"
-    if len(pods) < wanted:
-        return f"{wanted - len(pods)} of {wanted} pods are not there yet"
+    if len(others) < wanted:
+        return f"{wanted - len(others)} of {wanted + 1} pods are not there yet"
     if observed.report is None:
         return f"the state of the cluster is not known ({observed.report_problem})"
     if down := [n["id"] for n in observed.report["nodes"] if n["state"] != "active"]:
         return f"node {', '.join(down)} must be active first"
+    if observed.etcd and not etcd_upkeep.has_quorum(observed.etcd):
+        return "etcd has no quorum"
     shards = observed.report["shards"]
     if missing := [f"{shards[k]} shards are {k.replace('_', ' ')}" for k in _SHARD_TROUBLE if shards[k]]:
         return "; ".join(missing)

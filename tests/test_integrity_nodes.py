@@ -1,0 +1,238 @@
+"""Three real nodes: what goes bad on the disk of one of them is found and made good again, and nobody has to help."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.cluster import unique_name, wait_until
+from support.nodes import Nodes
+from veccluster import Client
+from veccluster.client.results import CollectionInfo
+from veccluster.model.state import Shard, ShardId
+from veccluster_node.metadata.keys import decode_shard
+from veccluster_node.storage.digests import row_hash
+
+SPEC = {"failover": {"heartbeat": "200ms", "timeout": "1s"}, "tuning": {"snapshotInterval": "2s"}}
+OFTEN = {"integrity": {"scrub_every": 0.5, "scrub_rate": 1 << 30, "compare_every": 0.5}}
+VECTORS = np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)
+IDS = [f"id-{i}" for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with Nodes(3, spec=SPEC, config=OFTEN) as made:
+        yield made
+
+
+@pytest.fixture
+def client(nodes: Nodes) -> Iterator[Client]:
+    with nodes.client(timeout=30.0) as made:
+        yield made
+
+
+@pytest.fixture
+def words(nodes: Nodes, client: Client) -> Iterator[CollectionInfo]:
+    """A collection whose vectors every replica has."""
+    nodes.wait_healthy()
+    made = client.create_collection(
+        unique_name("words"), dimension=16, metric="l2", shards=1, replication_factor=3, min_in_sync=2
+    )
+    client.upsert(made.name, IDS, VECTORS)
+    nodes.wait_healthy()
+    yield made
+    client.delete_collection(made.name)
+
+
+def record(nodes: Nodes, words: CollectionInfo) -> Shard:
+    key = f"/veccluster/default/{nodes.name}/shards/{words.details['uuid']}/0"
+    return decode_shard(ShardId(words.details["uuid"], 0), nodes.etcd.ctl("get", key, "--print-value-only").encode(), 1)
+
+
+def directory(nodes: Nodes, words: CollectionInfo, number: int) -> Path:
+    return nodes.data(number) / "shards" / f"{words.details['uuid']}.0"
+
+
+def is_whole(nodes: Nodes, words: CollectionInfo) -> bool:
+    return {m.node for m in record(nodes, words).in_sync} == {"n0", "n1", "n2"}
+
+
+def noticed(nodes: Nodes, number: int) -> int:
+    """How often a node has noticed damage, by a look at the disk or before that since somebody read it."""
+    log = nodes.log_file(number).read_text()
+    return sum(log.count(f'"event": "{event}"') for event in ("damage_found", "replica_poisoned"))
+
+
+def rows(path: Path) -> dict[str, bytes]:
+    with closing(sqlite3.connect(f"file:{path}/records.sqlite?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT id, vector FROM records JOIN vectors USING(seq)"))
+
+
+def change(path: Path, sql: str, *values: object) -> None:
+    with closing(sqlite3.connect(path / "records.sqlite", isolation_level=None, timeout=30)) as db:
+        assert db.execute(sql, values).rowcount
+
+
+def flip(file: Path, at: int) -> None:
+    with file.open("r+b") as data:
+        data.seek(at)
+        (byte,) = data.read(1)
+        data.seek(at)
+        data.write(bytes([byte ^ 16]))
+
+
+class Writer(threading.Thread):
+    """Writes all the time; `acknowledged` is what it was promised."""
+
+    def __init__(self, nodes: Nodes, words: CollectionInfo) -> None:
+        super().__init__(daemon=True)
+        self.acknowledged: dict[str, np.ndarray[Any, Any]] = dict(zip(IDS, VECTORS, strict=True))
+        self.wrong: list[object] = []
+        self._nodes = nodes
+        self._name = words.name
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - whoever ends it looks
+            self.wrong.append(error)
+
+    def _work(self) -> None:
+        rng = np.random.default_rng(2)
+        with self._nodes.client(timeout=30.0) as client:
+            number = 0
+            while not (number and self._ended.is_set()):
+                vectors = rng.standard_normal((5, 16)).astype(np.float32)
+                ids = [f"more-{number + i}" for i in range(5)]
+                number += 5
+                client.upsert(self._name, ids, vectors)
+                self.acknowledged |= dict(zip(ids, vectors, strict=True))
+                id_ = IDS[number % 190]  # not the one that gets lost: nobody can know that at once
+                got = client.get(self._name, id_, consistency="eventual")
+                if not np.array_equal(np.asarray(got.vector, np.float32), self.acknowledged[id_]):
+                    self.wrong.append(got)
+
+    def end(self) -> dict[str, bytes]:
+        """Stop; what every copy must hold."""
+        self._ended.set()
+        self.join(60)
+        assert not self.is_alive() and self.wrong == [], self.wrong
+        return {i: v.astype("<f4").tobytes() for i, v in self.acknowledged.items()}
+
+
+def check_good_again(nodes: Nodes, words: CollectionInfo, held: dict[str, bytes]) -> None:
+    wait_until(lambda: is_whole(nodes, words), "all to be in sync")
+    nodes.wait_healthy()
+    for number in range(3):
+        path = directory(nodes, words, number)
+        wait_until(lambda p=path: rows(p) == held, f"node {number} to hold what was acknowledged")
+    with nodes.client(timeout=30.0) as client:
+        assert client.count(words.name) == len(held)
+
+
+def damaged_rows(path: Path) -> None:
+    """One bit in a vector, in the file itself."""
+    file = path / "records.sqlite"
+
+    def is_there() -> int:
+        with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return file.read_bytes().find(VECTORS[20].tobytes())
+
+    wait_until(lambda: is_there() > 0, "a checkpoint")
+    flip(file, is_there() + 3)
+
+
+def lost_row(path: Path) -> None:
+    with closing(sqlite3.connect(path / "records.sqlite", isolation_level=None, timeout=30)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM vectors WHERE seq=(SELECT seq FROM records WHERE id='id-195')")
+        db.execute("DELETE FROM records WHERE id='id-195'")
+        db.execute("COMMIT")
+
+
+def damaged_log(path: Path) -> None:
+    segment = min((path / "log").glob("*.log"))
+    flip(segment, segment.stat().st_size // 2)
+
+
+def damaged_generation(path: Path) -> None:
+    """Every one that is there now; builds may replace it before anybody looks."""
+    for file in (path / "generations").glob("0*/records.arrow"):
+        with suppress(FileNotFoundError), file.open("r+b") as data:
+            data.seek(file.stat().st_size // 2)
+            data.write(b"\xff" * 16)
+
+
+@pytest.mark.parametrize("is_primary", [True, False], ids=["primary", "follower"])
+@pytest.mark.parametrize(
+    "damage",
+    [damaged_rows, lost_row, damaged_log, damaged_generation],
+)
+def test_what_goes_bad_on_the_disk_of_a_running_node_is_made_good_again(
+    nodes: Nodes, words: CollectionInfo, damage: Callable[[Path], None], is_primary: bool
+) -> None:
+    primary = int(record(nodes, words).primary.node[1:])
+    number = primary if is_primary else (primary + 1) % 3
+    before = noticed(nodes, number)
+    writer = Writer(nodes, words)
+    path = directory(nodes, words, number)
+    writer.start()
+    if damage is not damaged_generation:
+        damage(path)
+
+    def is_noticed() -> bool:
+        if damage is damaged_generation:
+            damage(path)
+        return noticed(nodes, number) > before
+
+    wait_until(is_noticed, "damage to be found")
+    held = writer.end()
+    check_good_again(nodes, words, held)
+
+
+def lose_without_a_trace(path: Path, id_: str) -> None:
+    """Delete a row, and everything by which one replica could know that it was ever there."""
+    with closing(sqlite3.connect(path / "records.sqlite", isolation_level=None)) as db:
+        query = "SELECT seq, r.crc, v.crc FROM records r JOIN vectors v USING(seq) WHERE id=?"
+        seq, *crcs = db.execute(query, (id_,)).fetchone()
+        value = db.execute("SELECT value FROM digests WHERE range=?", (seq // 4096,)).fetchone()[0]
+        value = (value - row_hash(seq, *crcs)) & (1 << 64) - 1
+        signed = value - (1 << 64) if value >> 63 else value
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE digests SET rows=rows-1, value=? WHERE range=?", (signed, seq // 4096))
+        db.execute("DELETE FROM records WHERE seq=?", (seq,))
+        db.execute("DELETE FROM vectors WHERE seq=?", (seq,))
+        db.execute("UPDATE meta SET value=value-1 WHERE key='live'")
+        db.execute("COMMIT")
+
+
+@pytest.mark.parametrize("is_primary", [True, False], ids=["primary", "follower"])
+def test_a_copy_that_only_the_others_can_know_to_be_wrong_is_fetched_again_and_reported(
+    nodes: Nodes, client: Client, words: CollectionInfo, is_primary: bool
+) -> None:
+    primary = int(record(nodes, words).primary.node[1:])
+    wrong = primary if is_primary else (primary + 1) % 3
+    old = next(m for m in record(nodes, words).in_sync if m.node == f"n{wrong}")
+    for number in range(3):
+        nodes.kill(number)
+    lose_without_a_trace(directory(nodes, words, wrong), "id-195")
+    for number in (wrong, (wrong + 1) % 3, (wrong + 2) % 3):
+        nodes.start(number)
+    said: list[str] = []
+
+    def is_reported() -> bool:
+        said.extend(i for n in range(3) for i in nodes.cluster(n).get("issues", []) if "differs from others" in i)
+        return bool(said)
+
+    wait_until(is_reported, "somebody to say so")
+    wait_until(lambda: is_whole(nodes, words) and old not in record(nodes, words).in_sync, "another copy")
+    check_good_again(nodes, words, {i: v.tobytes() for i, v in zip(IDS, VECTORS, strict=True)})
+    assert f"the copy on node n{wrong} differs" in said[-1]
+    assert client.get(words.name, "id-195", consistency="strong").id == "id-195"

@@ -1,0 +1,227 @@
+"""Real nodes that lose most copies of a shard for good: a person is told what is lost, accepts it, and it goes on."""
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from support.cluster import unique_name, wait_until
+from support.etcd import EtcdCluster
+from support.nodes import Nodes
+from veccluster import Client, errors
+from veccluster.client import ShardRecovery
+from veccluster.client.results import CollectionInfo
+from veccluster.model.state import Shard, ShardId
+from veccluster_cli.main import main
+from veccluster_node.metadata.keys import decode_shard
+
+pytestmark = pytest.mark.timeout(300)
+
+VECTORS = np.eye(16, dtype=np.float32)
+IDS = [f"id-{i}" for i in range(16)]
+FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
+REPLACE_AFTER = 2.0
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdCluster]:
+    with EtcdCluster(1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def nodes(etcd: EtcdCluster) -> Iterator[Nodes]:
+    with Nodes(3, etcd=etcd, spec=FAST) as made:
+        yield made
+
+
+@pytest.fixture
+def client(nodes: Nodes) -> Iterator[Client]:
+    with nodes.client(timeout=30.0) as made:
+        yield made
+
+
+@pytest.fixture
+def words(nodes: Nodes, client: Client) -> CollectionInfo:
+    """A collection of one shard whose vectors every node has."""
+    nodes.wait_healthy()
+    made = client.create_collection(
+        unique_name("words"), dimension=16, metric="cosine", shards=1, replication_factor=3, min_in_sync=2
+    )
+    client.upsert(made.name, IDS, VECTORS)
+    nodes.wait_healthy()
+    return made
+
+
+def record_of(nodes: Nodes, words: CollectionInfo) -> Shard:
+    shard = ShardId(words.details["uuid"], 0)
+    key = f"/veccluster/default/{nodes.name}/shards/{words.details['uuid']}/0"
+    return decode_shard(shard, nodes.etcd.ctl("get", key, "--print-value-only").encode(), 1)
+
+
+def primary_of(nodes: Nodes, words: CollectionInfo) -> int:
+    return int(record_of(nodes, words).primary.node[1:])
+
+
+def in_sync(nodes: Nodes, words: CollectionInfo) -> set[str]:
+    return {m.node for m in record_of(nodes, words).in_sync}
+
+
+def leases(nodes: Nodes) -> str:
+    """The nodes that etcd takes for alive."""
+    return nodes.etcd.ctl("get", f"/veccluster/default/{nodes.name}/alive/", "--prefix", "--keys-only").strip()
+
+
+def write(nodes: Nodes, number: int, words: CollectionInfo, name: str, level: str) -> requests.Response:
+    """Ask one node to store one vector, once."""
+    url = f"{nodes.url(number)}/v1/collections/{words.name}/vectors?consistency={level}"
+    return requests.post(url, json={"vectors": [{"id": name, "vector": VECTORS[0].tolist()}]}, timeout=60)
+
+
+def count(nodes: Nodes, number: int, words: CollectionInfo, level: str) -> requests.Response:
+    url = f"{nodes.url(number)}/v1/collections/{words.name}/count"
+    return requests.post(url, json={"consistency": level}, timeout=60)
+
+
+def recover(nodes: Nodes, number: int, words: CollectionInfo, **body: Any) -> requests.Response:
+    return requests.post(f"{nodes.url(number)}/v1/collections/{words.name}/shards/0/recover", json=body, timeout=60)
+
+
+def report_of(client: Client, words: CollectionInfo) -> ShardRecovery:
+    """The report, as soon as there is something to accept."""
+    found: list[ShardRecovery] = []
+
+    def is_there() -> bool:
+        found.append(client.recover_shard(words.name, 0))
+        return found[-1].refusal is None
+
+    wait_until(is_there, "the leases of the dead to end")
+    return found[-1]
+
+
+@pytest.fixture
+def cli(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: str, code: int = 0, typed: str = "") -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        monkeypatch.setenv("VECCLUSTER_SERVER", nodes.url(run.node))  # type: ignore[attr-defined]
+        monkeypatch.setattr(sys, "argv", ["veccluster", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        done = capfd.readouterr()
+        assert left.value.code == code, done.err
+        return done.out + done.err
+
+    return run
+
+
+def test_a_shard_with_one_copy_in_sync_left_takes_writes_again_and_is_whole_again_once_nodes_are_back(
+    nodes: Nodes, client: Client, words: CollectionInfo, cli: Any
+) -> None:
+    left = (primary_of(nodes, words) + 1) % 3
+    gone = [n for n in range(3) if n != left]
+    cli.node = left
+    assert "can serve it" in cli("shards", "recover", words.name, "0")
+    for number in gone:
+        nodes.kill(number)
+        shutil.rmtree(nodes.data(number))
+    report_of(client, words)
+    before = record_of(nodes, words)
+    wait_until(lambda: nodes.cluster(left)["health"] == "critical", "it to be told")
+    assert nodes.cluster(left)["issues"][0].startswith("Lost quorum: shard 0 of collection")
+    assert count(nodes, left, words, "eventual").json() == {"count": 16}
+    assert write(nodes, left, words, "later", "one").status_code in {503, 504}
+
+    shown = cli("shards", "recover", words.name, "0")
+    assert "Nothing that was acknowledged is lost" in shown and "Nothing is changed" in shown
+    assert all(f"n{n}" in shown for n in gone) and "does not answer" in shown
+    assert json.loads(cli("shards", "recover", words.name, "0", "-o", "json").split("\n}\n")[0] + "}")["silent"]
+    cli("shards", "recover", words.name, "0", "--accept-data-loss", "--confirm", "words/0", code=2)
+    cli("shards", "recover", words.name, "0", "--accept-data-loss", typed="yes\n", code=2)
+    assert record_of(nodes, words) == before, "nothing is done without the exact words"
+
+    done = cli("shards", "recover", words.name, "0", "--accept-data-loss", typed=f"{words.name}/0\n")
+    assert f"Type {words.name}/0 to accept this" in done and "Accepted: shard 0" in done
+    after = record_of(nodes, words)
+    assert after.epoch > before.epoch and after.min_in_sync == 1 and in_sync(nodes, words) == {f"n{left}"}
+    assert "data_loss_accepted" in nodes.log_file(left).read_text()
+    assert write(nodes, left, words, "later", "one").status_code == 200
+    assert write(nodes, left, words, "more", "quorum").status_code == 503
+    assert count(nodes, left, words, "strong").json() == {"count": 17}
+    assert "writes are acknowledged with 1 instead of 2" in " ".join(nodes.cluster(left)["issues"])
+
+    for number in gone:
+        nodes.start(number)
+    wait_until(lambda: in_sync(nodes, words) == {"n0", "n1", "n2"}, "all to be in sync")
+    wait_until(lambda: record_of(nodes, words).min_in_sync == 2, "two copies to be asked for again")
+    nodes.wait_healthy()
+    client.upsert(words.name, ["more"], VECTORS[:1])
+    assert client.count(words.name) == 18
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["learner", "older copy"])
+def test_with_an_older_copy_what_is_lost_is_told_and_a_copy_that_comes_back_is_made_equal(
+    nodes: Nodes, client: Client, words: CollectionInfo, is_named: bool
+) -> None:
+    if not is_named:  # the leader is to do without the copy that stays away
+        for number in range(3):
+            assert nodes.stop(number) == 0
+            nodes.start(number, replace_after=REPLACE_AFTER)
+        nodes.wait_healthy()
+    left = (primary_of(nodes, words) + 1) % 3
+    wiped, kept = (n for n in range(3) if n != left)
+    nodes.kill(left)
+    client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])
+
+    def is_out() -> bool:
+        now = record_of(nodes, words)
+        return f"n{left}" not in {m.node for m in (now.members if not is_named else now.in_sync)}
+
+    wait_until(is_out, "the copy that is away to be done without")
+    nodes.kill(wiped)
+    nodes.kill(kept)
+    shutil.rmtree(nodes.data(wiped))
+    wait_until(lambda: not leases(nodes), "all leases to end, so that nobody enlists what comes back")
+    nodes.start(left, **({} if is_named else {"replace_after": REPLACE_AFTER}))
+
+    report = report_of(client, words)
+    assert [(c["node"], c["vectors"]) for c in report.copies] == [(f"n{left}", 16)]
+    assert report.copies[0]["role"] == ("learner" if is_named else "not in the record")
+    assert {m["node"] for m in report.missing} == {f"n{wiped}", f"n{kept}"}
+    said = " ".join(report.losses)
+    assert f"Operations after epoch {report.copies[0]['epoch']}, seq 16 are lost" in said
+    assert "at most what was written since is lost" in said and report.copies[0]["written"] in said
+    assert count(nodes, left, words, "eventual").status_code == 503
+
+    refused = recover(nodes, left, words, accept_data_loss=True, expected="1 n9/disk")
+    assert refused.status_code == 409 and refused.json()["type"].endswith("/recovery-refused")
+    assert recover(nodes, left, words, accept_data_loss=True).status_code == 400
+    done = client.recover_shard(words.name, 0, accept=report.expected)
+    assert done.done and done.then == {
+        "primary": f"n{left}",
+        "epoch": record_of(nodes, words).epoch,
+        "in_sync": [f"n{left}"],
+        "min_in_sync": 1,
+    }
+    assert count(nodes, left, words, "strong").json() == {"count": 16}
+    assert write(nodes, left, words, "new", "one").status_code == 200
+
+    for number in (wiped, kept):
+        nodes.start(number, **({} if is_named else {"replace_after": REPLACE_AFTER}))
+    wait_until(lambda: in_sync(nodes, words) == {"n0", "n1", "n2"}, "all to be in sync")
+    wait_until(lambda: record_of(nodes, words).min_in_sync == 2, "two copies to be asked for again")
+    nodes.wait_healthy()
+    assert "replica_diverged" in nodes.log_file(kept).read_text()
+    with nodes.client(timeout=30.0) as anew:
+        assert anew.count(words.name) == 17
+        for number in range(3):
+            assert count(nodes, number, words, "eventual").json() == {"count": 17}
+        with pytest.raises(errors.VectorNotFound):
+            anew.get(words.name, "lost-1")
+    again = client.recover_shard(words.name, 0)
+    assert again.refusal and "can serve it" in again.refusal
