@@ -212,3 +212,37 @@ def test_nobody_sees_half_of_a_batch_while_nodes_are_killed_and_none_is_half_the
             thread.join(60)
     judge(load, client)
     assert load.reads > 50
+
+
+def test_the_same_holds_with_one_copy_of_each_shard(nodes: Nodes, client: Client) -> None:
+    load = Load(nodes, made(client, nodes, shards=SHARDS, replication_factor=1))
+    threads = running(load)
+    try:
+        for victim in range(3):
+            time.sleep(1.0)
+            nodes.kill(victim)
+            time.sleep(0.5)
+            nodes.start(victim)
+            nodes.wait_ready(victim)
+        nodes.wait_healthy()
+        before = sum(b.outcome == "stored" for b in load.batches)
+        wait_until(lambda: sum(b.outcome == "stored" for b in load.batches) > before + GROUPS, "batches to be stored")
+    finally:
+        load.stop.set()
+        for thread in threads:
+            thread.join(60)
+    judge(load, client)
+
+
+def test_decisions_are_forgotten_and_a_batch_in_one_shard_needs_none(nodes: Nodes, client: Client) -> None:
+    name = made(client, nodes, shards=SHARDS, replication_factor=3)
+    client.upsert(name, group(0), [[1.0] * DIMENSION] * SIZE, atomic=True)
+    uuid = client.collection(name).details["uuid"]
+    keys = f"/veccluster/default/{nodes.name}/atomic/{uuid}/decisions/"
+    assert nodes.etcd.ctl("get", "--prefix", keys, "--keys-only").strip()
+    wait_until(lambda: not nodes.etcd.ctl("get", "--prefix", keys, "--keys-only").strip(), "it to be forgotten")
+    client.upsert(name, ["alone"], [[1.0] * DIMENSION], atomic=True)
+    assert not nodes.etcd.ctl("get", "--prefix", keys, "--keys-only").strip()
+    client.delete_collection(name)
+    everything = f"/veccluster/default/{nodes.name}/atomic/{uuid}/"
+    wait_until(lambda: not nodes.etcd.ctl("get", "--prefix", everything, "--keys-only").strip(), "all to be gone")

@@ -14,10 +14,11 @@ from aiohttp import web
 from support.etcd import EtcdCluster
 from support.states import collection, node, shard
 from veccluster.decisions import assignment
-from veccluster.decisions.replication.atomic import Showing
+from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Verdict
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
-from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Shard, ShardId
+from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Revision, Seq, Shard, ShardId
+from veccluster_node import leader as leading
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
@@ -257,3 +258,25 @@ async def test_a_disk_that_was_replaced_is_given_the_shard_as_another_member(clu
     after = await cluster.becomes(lambda s: bool(s.learners))
     assert after.epoch == 5 and after.primary.node != FIRST
     assert [(m.node, m.incarnation) for m in after.learners] == [(FIRST, "disk-1+")]
+
+
+async def test_decisions_are_forgotten_once_all_shards_show_them_and_with_their_collection(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leading, "FORGET_EVERY", 0.05)
+    await cluster.write(shard(0, node(1)))
+    store = cluster.store
+    gone, kept = Batch("gone", 1), Batch("kept", 1)
+    await store.decide(WORDS.uuid, Decision(gone, Verdict.applied, {0: Seq(4), 1: Seq(7)}), Revision(0))
+    await store.decide(WORDS.uuid, Decision(kept, Verdict.applied, {0: Seq(5), 1: Seq(9)}), Revision(0))
+    await store.decide("dropped", Decision(kept, Verdict.applied, {0: Seq(5)}), Revision(0))
+    cluster.showing |= {0: Showing(Seq(9), frozenset()), 1: Showing(Seq(9), frozenset({Seq(9)}))}
+    await cluster.lead()
+
+    def only_one_left(_: ClusterState) -> bool:
+        return {d.batch for known in store.all_batches.values() for d in known.decisions} == {kept}
+
+    assert await store.wait_until(lambda s: only_one_left(s) and "dropped" not in store.all_batches, timeout=5)
+    cluster.showing[1] = Showing(Seq(9), frozenset())
+    assert await store.wait_until(lambda _: not store.batches(WORDS.uuid).decisions, timeout=5)
+    assert store.batches(WORDS.uuid).forgotten
