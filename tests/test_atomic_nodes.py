@@ -25,7 +25,7 @@ SIZE = 6
 """Vectors in a group, in several shards."""
 TOGETHER = 3
 """Vectors that are new in each batch."""
-SECONDS = 30.0
+SECONDS = 20.0
 """For which nodes are killed."""
 
 

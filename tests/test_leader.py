@@ -273,10 +273,17 @@ async def test_decisions_are_forgotten_once_all_shards_show_them_and_with_their_
     cluster.showing |= {0: Showing(Seq(9), frozenset()), 1: Showing(Seq(9), frozenset({Seq(9)}))}
     await cluster.lead()
 
-    def only_one_left(_: ClusterState) -> bool:
-        return {d.batch for known in store.all_batches.values() for d in known.decisions} == {kept}
+    changed = asyncio.Event()
+    store.batches_changed.append(changed.set)
 
-    assert await store.wait_until(lambda s: only_one_left(s) and "dropped" not in store.all_batches, timeout=5)
+    async def left(*batches: Batch) -> None:
+        async with asyncio.timeout(5):
+            while [d.batch for known in store.all_batches.values() for d in known.decisions] != list(batches):
+                await changed.wait()
+                changed.clear()
+
+    await left(kept)
+    assert "dropped" not in store.all_batches
     cluster.showing[1] = Showing(Seq(9), frozenset())
-    assert await store.wait_until(lambda _: not store.batches(WORDS.uuid).decisions, timeout=5)
+    await left()
     assert store.batches(WORDS.uuid).forgotten

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -93,6 +94,7 @@ class _Store:
         self.reported: list[str] = []
         self.newer: Configuration | None = None
         self.all_batches: dict[str, Known] = {}
+        self.batches_changed: list[Callable[[], None]] = []
         self.put(*shards)
 
     def put(self, *shards: Shard, **changes: object) -> None:
@@ -203,7 +205,8 @@ async def test_an_open_replica_is_told_of_batches_when_there_is_news_and_when_it
     await here.rounds()
     assert not here.host.known
     here.store.all_batches[WORDS.uuid] = second = Known(Revision(6))
-    await here.rounds()
+    for tell in here.store.batches_changed:
+        tell()
     assert here.host.known.pop(SHARD) is second
     here.host.mend = [SHARD]
     here.reconciler.round()

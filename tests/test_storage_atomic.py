@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from support.one_shard import Shard, replicated
-from support.storage import SMALL, opened, spec, upsert, write
+from support.storage import SMALL, opened, upsert, write
 from veccluster.decisions.filters import parse
 from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Standing, Verdict
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.errors import InvalidRequest, NotPrimary, StorageCorrupt
 from veccluster.model.limits import Limits
-from veccluster.model.state import NodeId, Revision, Seq, WriteConsistency
-from veccluster_node.storage import snapshots
+from veccluster.model.state import IndexParameters, Metric, NodeId, Revision, Seq, WriteConsistency
+from veccluster_node.storage import build, snapshots
 from veccluster_node.storage.operations import (
     Decide,
     DeleteWhere,
@@ -154,18 +154,35 @@ def test_rows_that_are_made_anew_know_what_was_prepared_before_the_newest_genera
 
 
 def test_a_generation_that_ends_where_its_predecessor_did_needs_the_same_of_the_log(tmp_path: Path) -> None:
-    merging = replace(SMALL, limits=replace(SMALL.limits))
-    with opened(tmp_path / "s", spec(), merging) as replica:
+    path = tmp_path / "s"
+    with opened(path) as replica:
         at = prepared(replica, ONE, "a").at
-        noise(replica, "u")
         assert replica.build(60)
         know(replica, decision(ONE, at))
         settled(replica)
-    snapshot = Snapshots(tmp_path / "s" / ROWS)
-    with snapshot.take() as taken:
+    (before,) = (path / "generations").iterdir()
+    snapshots_of = Snapshots(path / ROWS)
+    with snapshots_of.take() as taken:
         assert taken.undecided(at) == {at}
         assert taken.undecided(taken.applied_seq) == frozenset()
-    snapshot.close()
+    snapshots_of.close()
+    records = Records(path / ROWS)
+    records._db.execute("DELETE FROM decided")  # as when it is long ago
+    records.close()
+    job = build.Job(
+        records=str(path / ROWS),
+        out=str(tmp_path / "out"),
+        after=0,
+        through=at,
+        dimension=8,
+        metric=Metric.l2,
+        parameters=IndexParameters(),
+        graph=False,
+        base=None,
+        older=(),
+        ends_as=str(before),
+    )
+    assert build.run(job).undecided == (at,)
 
 
 def test_a_snapshot_has_what_is_prepared_and_what_was_decided(tmp_path: Path) -> None:

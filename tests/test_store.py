@@ -291,10 +291,12 @@ def _decision(batch: Batch, verdict: Verdict = Verdict.applied) -> Decision:
 async def _knows(store: Store, *batches: Batch) -> Known:
     """What the store knows once it knows these decisions and no others."""
 
-    def holds(_: ClusterState) -> bool:
-        return {d.batch for d in store.batches("c").decisions} == set(batches)
-
-    assert await store.wait_until(holds, timeout=5)
+    changed = asyncio.Event()
+    store.batches_changed.append(changed.set)
+    async with asyncio.timeout(5):
+        while {d.batch for d in store.batches("c").decisions} != set(batches):
+            await changed.wait()
+            changed.clear()
     return store.batches("c")
 
 

@@ -18,7 +18,7 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, Lease, Term
-from veccluster_node.metadata.store import Store
+from veccluster_node.metadata.store import SHARDS_IN_ONE_TRANSACTION, Store
 from veccluster_node.watch import Watch, placed
 
 ROUND = 0.5
@@ -28,6 +28,9 @@ AT_ONCE = 16
 
 FORGET_EVERY = 5.0
 """Seconds between two looks at which decisions about batches over several shards nobody needs any more."""
+
+FORGET_MORE = 0.5
+"""The same, while there are many: whoever proposes a decision meanwhile has to ask the shards once more."""
 
 Shown = Callable[[str, Iterable[int]], Awaitable[Mapping[int, Showing]]]
 """What the primaries of a collection's shards have applied of batches."""
@@ -129,14 +132,19 @@ class Forgetting:
 
     async def run(self) -> None:
         """Look now and then, for ever."""
+        pause = FORGET_EVERY
         while True:
-            await asyncio.sleep(FORGET_EVERY)
+            await asyncio.sleep(pause)
+            pause = FORGET_EVERY
             try:
-                await self._look()
+                if await self._look():
+                    pause = FORGET_MORE
             except VecClusterError as error:
                 log.warning("batches_not_forgotten", reason=error.detail)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Forget what can be; whether there is more of it."""
+        more = False
         state = self._store.state
         there = {c.uuid for c in state.collections.values()} | state.drops.keys()
         there |= {shard.collection for shard in state.shards}
@@ -144,12 +152,14 @@ class Forgetting:
             if uuid not in there and state.revision >= self._term.create_revision:
                 await self._store.drop_batches(uuid, fenced_by=self._term)
             elif known.decisions:
-                await self._forget(uuid, known)
+                more |= await self._forget(uuid, known)
+        return more
 
-    async def _forget(self, uuid: str, known: Known) -> None:
+    async def _forget(self, uuid: str, known: Known) -> bool:
         shards = {n for decision in known.decisions for n in decision.prepared}
         if gone := list(forgettable(known, await self._shown(uuid, sorted(shards)))):
             await self._store.forget_batches(uuid, known, gone, fenced_by=self._term)
+        return len(gone) > SHARDS_IN_ONE_TRANSACTION
 
 
 def configurations(state: ClusterState) -> dict[ShardId, Configuration]:

@@ -82,6 +82,7 @@ class Reconciler:
         """The newest record that each open replica was shown."""
         self._known: dict[ShardId, Known] = {}
         """What it was shown of batches over several shards."""
+        store.batches_changed.append(self._tell_of_batches)
 
     async def run(self) -> None:
         """Reconcile for ever."""

@@ -74,8 +74,9 @@ class Batches:
             else:
                 decisions[key] = decode(now)
 
-    def reach(self, revision: Revision) -> None:
-        """Everything up to this revision has been noted."""
+    def reach(self, revision: Revision) -> bool:
+        """Everything up to this revision has been noted; whether anything changed."""
+        changed = bool(self._changed)
         for uuid in self._changed:
             decisions, forgotten = self._decisions.get(uuid, {}), self._forgotten.get(uuid, Revision(0))
             if decisions or forgotten:
@@ -83,3 +84,4 @@ class Batches:
             else:
                 self._known.pop(uuid, None)
         self._changed = set()
+        return changed

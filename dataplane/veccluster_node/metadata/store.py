@@ -65,6 +65,8 @@ class Store:
         self._client = client
         self._state = ClusterState()
         self._batches = Batches(keys.batches)
+        self.batches_changed: list[Callable[[], None]] = []
+        """Called when something may have become of batches over several shards; nobody else is woken by that alone."""
         self._changed = asyncio.Event()
         self._known = asyncio.Event()
         self.refused = ""
@@ -91,15 +93,19 @@ class Store:
     async def _follow(self) -> None:
         entries: dict[str, KeyValue] = {}
         async for update in self._client.follow(self.keys.prefix):
-            if self._note(update, entries):
+            changed = self._note(update, entries)
+            if changed:
                 raw = {key: (kv.value, int(kv.mod_revision)) for key, kv in entries.items()}
                 self._state = encoding.state_of(self.keys.prefix, raw, update.revision)
             else:
                 self._state = msgspec.structs.replace(self._state, revision=update.revision)
-            self._batches.reach(update.revision)
             self.refused = ""
             self._known.set()
-            self.wake()
+            if self._batches.reach(update.revision):
+                for tell in self.batches_changed:
+                    tell()
+            if changed:
+                self.wake()
 
     def _note(self, update: Snapshot | WatchEvents, entries: dict[str, KeyValue]) -> bool:
         """Bring `entries` up to date; whether any changed. Keys about batches are many and short-lived, and apart."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Batch, Decision, Standing, Verdict
@@ -49,6 +49,7 @@ class Deciding:
         self._since: dict[Batch, float] = {}
         self._doubting = False
         self._settling: list[Settling] = []
+        self._answers: set[Future[Standing]] = set()
         self._numbers = count()
 
     # -- what happens
@@ -85,8 +86,9 @@ class Deciding:
             self._since = {}
             self._refuse_all()
             return
-        for decision in list(due(ledger, Seq(state.records.applied_seq), self.known)):
-            self._decide(decision)
+        if ledger.pending:
+            for decision in list(due(ledger, Seq(state.records.applied_seq), self.known)):
+                self._decide(decision)
         now = time.monotonic()
         self._since = {b: self._since.get(b, now) for b in ledger.pending}
         waited = [b for b, at in self._since.items() if now - at > self._patience]
@@ -137,6 +139,8 @@ class Deciding:
         what speaks against taking anything on.
         """
         state, batch = self._state, prepare.batch
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
         standing = state.records.standing(batch) if state.rules.primary else None
         if standing and standing.verdict:
             answer.set_result(standing)
@@ -195,7 +199,8 @@ class Deciding:
 
     def end(self, error: Exception) -> None:
         """Answer whoever waits; nothing more is done."""
-        for settling in self._settling:
-            if not settling.future.done():
-                settling.future.set_exception(error)
+        waiting: list[Future[Any]] = [*(settling.future for settling in self._settling), *self._answers]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
         self._settling, self._later = [], deque()
