@@ -9,7 +9,7 @@ import pytest
 
 from support.replicas import UUID, FakeCluster
 from veccluster import errors
-from veccluster.model.state import ReadConsistency, ShardId, WriteConsistency
+from veccluster.model.state import ReadConsistency, Seq, ShardId, WriteConsistency
 from veccluster_node.peer import messages as m
 from veccluster_node.query.asking import FIRST_WAIT, REMEMBERED, SHORTEST_WAIT, Patience
 from veccluster_node.query.coordinator import Coordinator, Reading, SearchPlan
@@ -440,3 +440,42 @@ def test_who_waits_for_an_answer_waits_about_as_long_as_answers_take() -> None:
     for _ in range(REMEMBERED):
         patience.learn("Search", 0.0001)
     assert patience.wait("Search", most=10) == SHORTEST_WAIT
+
+
+# ---- batches over several shards
+
+
+async def test_a_shard_that_lacks_a_batch_which_another_shows_is_read_again(three: FakeCluster) -> None:
+    three.fill(5)
+    first, second, third = three.nodes
+    first.showing[0] = m.Showing([], {1: Seq(3)})
+    second.showing[1] = m.Showing([Seq(2), Seq(3)], {})
+    third.showing[2] = m.Showing([Seq(4)], {})
+    assert await count(three, STRONG) == 15
+    assert [len(node.asked(m.Count)) for node in three.nodes] == [1, 2, 1]
+    assert [r.decided for r in second.asked(m.Count)] == [{}, {1: [3]}]
+
+
+async def test_a_shard_that_is_before_a_batch_which_another_shows_is_read_again_with_all_of_its_node() -> None:
+    async with FakeCluster(2, shards=3, factor=1) as cluster:
+        cluster.fill(5)
+        cluster.record(2, [1])
+        first, second = cluster.nodes
+        first.showing[0] = m.Showing([], {1: Seq(9)})
+        second.applied[1] = 5
+        reading = asyncio.create_task(count(cluster, STRONG))
+        await cluster.until(lambda: len(second.asked(m.Count)) >= 2)
+        second.applied[1] = 9
+        assert await reading == 15
+        assert all(r.shards == [1, 2] for r in second.asked(m.Count))
+        assert len(first.asked(m.Count)) == 1
+
+
+async def test_a_read_that_finds_no_parts_that_fit_is_refused_in_time(three: FakeCluster) -> None:
+    three.fill(5)
+    three.nodes[0].showing[0] = m.Showing([], {1: Seq(3)})
+    three.nodes[1].showing[1] = m.Showing([Seq(3)], {})
+    three.nodes[1].never_decides = True
+    with pytest.raises(errors.ShardsUnavailable, match="did not show the same batches") as refused:
+        await count(three, STRONG, three.coordinator(0, read_timeout=0.3))
+    assert refused.value.extra["missing_shards"] == [1]

@@ -604,6 +604,18 @@ def test_a_batch_in_one_shard_may_be_atomic():
         assert made.json("POST", "/vectors", body, node=1)["upserted"] == 2
 
 
+def test_a_batch_over_several_shards_may_be_atomic_and_is_applied_once():
+    with collection(shards=8) as made:
+        body = {"vectors": [row(f"id-{i}", 1, 0, i) for i in range(30)], "atomic": True}
+        headers = {"Operation-Id": "all-or-nothing"}
+        for node in (0, 1, 2):
+            assert made.json("POST", "/vectors", body, node=node, headers=headers)["upserted"] == 30
+        assert made.json("POST", "/count", {}, node=2)["count"] == 30
+        assert made.json("DELETE", "/vectors/id-3")["deleted"] == 1
+        made.json("POST", "/vectors", body, headers=headers)
+        assert made.json("POST", "/count", {}, node=1)["count"] == 29, "it was applied before"
+
+
 def test_what_one_node_created_or_deleted_every_node_knows_at_once():
     name = clusters.unique_name("news")
     for round_ in range(9):

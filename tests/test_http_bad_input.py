@@ -225,7 +225,6 @@ def test_an_id_twice_in_a_batch_is_refused(made):
         (b'{"vectors": null}', JSON, "vectors: must be a list of objects with id, vector and metadata, is null"),
         (b'{"vector": []}', JSON, 'vector: is not a known field; did you mean "vectors"?'),
         (b'{"vectors": [{}], "atomic": "yes"}', JSON, "atomic: must be true or false, is a string"),
-        (json.dumps({"vectors": [GOOD], "atomic": True}).encode(), JSON, "atomic: atomic batches over several shards"),
         (b'{"vectors": [{"id": "\xff", "vector": [1,2,3]}]}', JSON, "is not JSON"),
         (b'{"id": "\xff\xfe", "vector": [1,2,3]}', NDJSON, "is not JSON"),
         (b"\xef\xbb\xbf{}", JSON, "is not JSON"),

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -14,9 +14,11 @@ from aiohttp import web
 from support.etcd import EtcdCluster
 from support.states import collection, node, shard
 from veccluster.decisions import assignment
+from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Verdict
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
-from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Shard, ShardId
+from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Revision, Seq, Shard, ShardId
+from veccluster_node import leader as leading
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
@@ -50,6 +52,8 @@ class Cluster:
     leases: dict[NodeId, Lease] = field(default_factory=dict)
     ports: dict[NodeId, web.AppRunner] = field(default_factory=dict)
     answered: dict[NodeId, asyncio.Event] = field(default_factory=dict)
+    showing: dict[int, Showing] = field(default_factory=dict)
+    """What the primaries say of batches over several shards."""
     stuck: set[NodeId] = field(default_factory=set)
     """Nodes whose process takes connections and answers nothing."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,6 +103,10 @@ class Cluster:
         await self.store.apply(assignment.CreateShards(words, shards), fenced_by=term)
         await lease.revoke()
 
+    async def shown(self, uuid: str, numbers: Iterable[int]) -> Mapping[int, Showing]:
+        """What the primaries say of batches over several shards."""
+        return {n: self.showing[n] for n in numbers if n in self.showing}
+
     async def lead(self, replace_after: float = 300.0) -> None:
         """Have a leader from now on; the state is known to it."""
         assert await self.store.wait_until(lambda s: bool(s.shards) and s.leader is None, timeout=5)
@@ -107,7 +115,9 @@ class Cluster:
         lease = await self.store.grant(10)
         election = Election(self.client, self.store.keys.leader, lease, LEADER.encode())
         following = asyncio.create_task(watch.follow())
-        leading = asyncio.create_task(campaign_and_lead(self.store, election, lease, watch, replace_after, Measures()))
+        leading = asyncio.create_task(
+            campaign_and_lead(self.store, election, lease, watch, self.shown, replace_after, Measures())
+        )
 
         async def stop() -> None:
             for task in (leading, following):
@@ -248,3 +258,32 @@ async def test_a_disk_that_was_replaced_is_given_the_shard_as_another_member(clu
     after = await cluster.becomes(lambda s: bool(s.learners))
     assert after.epoch == 5 and after.primary.node != FIRST
     assert [(m.node, m.incarnation) for m in after.learners] == [(FIRST, "disk-1+")]
+
+
+async def test_decisions_are_forgotten_once_all_shards_show_them_and_with_their_collection(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leading, "FORGET_EVERY", 0.05)
+    await cluster.write(shard(0, node(1)))
+    store = cluster.store
+    gone, kept = Batch("gone", 1), Batch("kept", 1)
+    await store.decide(WORDS.uuid, Decision(gone, Verdict.applied, {0: Seq(4), 1: Seq(7)}), Revision(0))
+    await store.decide(WORDS.uuid, Decision(kept, Verdict.applied, {0: Seq(5), 1: Seq(9)}), Revision(0))
+    await store.decide("dropped", Decision(kept, Verdict.applied, {0: Seq(5)}), Revision(0))
+    cluster.showing |= {0: Showing(Seq(9), frozenset()), 1: Showing(Seq(9), frozenset({Seq(9)}))}
+    await cluster.lead()
+
+    changed = asyncio.Event()
+    store.batches_changed.append(changed.set)
+
+    async def left(*batches: Batch) -> None:
+        async with asyncio.timeout(5):
+            while [d.batch for known in store.all_batches.values() for d in known.decisions] != list(batches):
+                await changed.wait()
+                changed.clear()
+
+    await left(kept)
+    assert "dropped" not in store.all_batches
+    cluster.showing[1] = Showing(Seq(9), frozenset())
+    await left()
+    assert store.batches(WORDS.uuid).forgotten

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -10,12 +11,13 @@ import pytest
 
 from support.states import collection, load, node, shard
 from veccluster.decisions.hosting import Local
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt
 from veccluster.model.cluster import ClusterState, Drop
 from veccluster.model.state import Collection, Epoch, Incarnation, Member, NodeId, Revision, Shard, ShardId
 from veccluster_node.identity import Identity, claim
-from veccluster_node.metadata.store import Store
+from veccluster_node.metadata.store import NOTHING_KNOWN, Store
 from veccluster_node.reconcile import FIRST_PAUSE, Reconciler
 
 ME, OTHER = node(0), node(1)
@@ -35,6 +37,7 @@ class _Host:
         self.damaged: dict[ShardId, str] = {}
         self.corrupt: set[ShardId] = set()
         self.seen: list[Epoch] = []
+        self.known: dict[ShardId, Known] = {}
         self.primaries: list[ShardId] = []
         self.mend: list[ShardId] = []
         self._dir.mkdir()
@@ -49,6 +52,10 @@ class _Host:
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         assert shard in self.opened
         self.seen.append(configuration.epoch)
+
+    def know(self, shard: ShardId, known: Known) -> None:
+        assert shard in self.opened
+        self.known[shard] = known
 
     def mendable(self) -> list[ShardId]:
         return self.mend
@@ -86,6 +93,8 @@ class _Store:
     def __init__(self, *shards: Shard) -> None:
         self.reported: list[str] = []
         self.newer: Configuration | None = None
+        self.all_batches: dict[str, Known] = {}
+        self.batches_changed: list[Callable[[], None]] = []
         self.put(*shards)
 
     def put(self, *shards: Shard, **changes: object) -> None:
@@ -97,6 +106,9 @@ class _Store:
             shards={s.id: s for s in shards},
         )
         self.state = msgspec.structs.replace(there, **changes)
+
+    def batches(self, uuid: str) -> Known:
+        return self.all_batches.get(uuid, NOTHING_KNOWN)
 
     def wake(self) -> None:
         pass
@@ -183,6 +195,25 @@ async def test_an_open_replica_is_shown_each_record_once_and_again_after_it_was_
     here.host.mend = []
     await here.rounds()
     assert here.host.seen == [0, 5, 5]
+
+
+async def test_an_open_replica_is_told_of_batches_when_there_is_news_and_when_it_was_opened_again(here: _Node) -> None:
+    here.store.put(here.record(epoch=Epoch(0)))
+    here.store.all_batches[WORDS.uuid] = first = Known(Revision(5))
+    await here.rounds()
+    assert here.host.known.pop(SHARD) is first
+    await here.rounds()
+    assert not here.host.known
+    here.store.all_batches[WORDS.uuid] = second = Known(Revision(6))
+    for tell in here.store.batches_changed:
+        tell()
+    assert here.host.known.pop(SHARD) is second
+    here.host.mend = [SHARD]
+    here.reconciler.round()
+    await here.reconciler._busy[SHARD]
+    here.host.mend = []
+    await here.rounds()
+    assert here.host.known.pop(SHARD) is second
 
 
 async def test_a_damaged_copy_begins_anew_as_another_member_beside_one_that_is_in_sync(here: _Node) -> None:

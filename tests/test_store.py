@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -13,12 +13,14 @@ from support.etcd import EtcdCluster
 from support.states import collection, load, node, shard
 from veccluster.decisions import assignment
 from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Verdict
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.events import Outcome
-from veccluster.decisions.replication.values import Configuration
+from veccluster.decisions.replication.values import NO_REVISION, Configuration
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
-from veccluster.model.state import Epoch, Load, NodeId, Revision, Shard, ShardId
+from veccluster.model.state import Epoch, Load, NodeId, Revision, Seq, Shard, ShardId
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
@@ -221,6 +223,10 @@ async def test_a_lease_that_etcd_has_ended_is_lost_and_nothing_worse(stores: Sto
         await store.publish(Load(id=NodeId("a"), boot="b"), lease)
 
 
+async def _nobody_shows(uuid: str, numbers: Iterable[int]) -> Mapping[int, Showing]:
+    return {}
+
+
 async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: Stores) -> None:
     store, client = await stores.open()
     lease = await store.grant(5)
@@ -230,7 +236,7 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     watch = Watch(node(0).id, store, peers, Failover())
     election = Election(client, stores.keys.leader, lease, b"n0")
     leading = asyncio.create_task(
-        campaign_and_lead(store, election, lease, watch, replace_after=300.0, measures=Measures())
+        campaign_and_lead(store, election, lease, watch, _nobody_shows, replace_after=300.0, measures=Measures())
     )
     words = collection("words", 128)
     await store.create_collection(words)
@@ -271,3 +277,58 @@ async def test_a_state_that_etcd_does_not_let_us_read_is_read_once_it_does():
             following.cancel()
             with suppress(asyncio.CancelledError):
                 await following
+
+
+# ---- batches over several shards
+
+ONE, TWO = Batch("one", 1), Batch("one", 2)
+
+
+def _decision(batch: Batch, verdict: Verdict = Verdict.applied) -> Decision:
+    return Decision(batch, verdict, {0: Seq(4), 1: Seq(7)})
+
+
+async def _knows(store: Store, *batches: Batch) -> Known:
+    """What the store knows once it knows these decisions and no others."""
+
+    changed = asyncio.Event()
+    store.batches_changed.append(changed.set)
+    async with asyncio.timeout(5):
+        while {d.batch for d in store.batches("c").decisions} != set(batches):
+            await changed.wait()
+            changed.clear()
+    return store.batches("c")
+
+
+async def test_a_batch_is_decided_once_and_everybody_hears_of_it(stores: Stores) -> None:
+    store, _ = await stores.open()
+    other, _ = await stores.open()
+    made = await store.decide("c", _decision(ONE), NO_REVISION)
+    again = await other.decide("c", _decision(ONE, Verdict.dropped), NO_REVISION)
+    assert isinstance(made, Decision)
+    assert again == made
+    assert again.revision == made.revision > 0
+    later = await other.decide("c", _decision(TWO), NO_REVISION)
+    for one in (store, other):
+        known = await _knows(one, ONE, TWO)
+        assert list(known.decisions) == [made, later]
+        assert known.revision == one.state.revision
+    assert store.batches("other") == Known()
+
+
+async def test_nothing_is_decided_by_who_does_not_know_what_was_forgotten(stores: Stores) -> None:
+    store, client = await stores.open()
+    lease = await store.grant(5)
+    term = await Election(client, stores.keys.leader, lease, b"n0").campaign()
+    await store.decide("c", _decision(ONE), NO_REVISION)
+    known = await _knows(store, ONE)
+    await store.forget_batches("c", known, known.decisions, fenced_by=term)
+    forgotten = (await _knows(store)).forgotten
+    assert forgotten > known.revision
+    assert await store.decide("c", _decision(ONE, Verdict.dropped), NO_REVISION) == forgotten
+    await store.forget_batches("c", known, [_decision(TWO)], fenced_by=term)
+    assert isinstance(await store.decide("c", _decision(TWO), forgotten), Decision)
+    await _knows(store, TWO)
+    await store.drop_batches("c", fenced_by=term)
+    await _knows(store)
+    assert store.batches("c").forgotten == 0

@@ -25,6 +25,8 @@ from veccluster.decisions import filters
 from veccluster.decisions.hosting import Local
 from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic import Batch, Showing
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.messages import Message, Snapshot
 from veccluster.decisions.replication.values import Configuration, Member
 from veccluster.errors import OutcomeUnknown, ReplicaBehind, ShardsUnavailable, VecClusterError
@@ -47,6 +49,9 @@ _OfOneState = search.Results | search.Rows[Any] | search.Total
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
+"""Seconds between two looks at whether a batch is decided."""
 
 WAY_ON = "Restore its directory from a backup, or export what it holds and load that into a new collection."
 """For a shard whose only copy is damaged."""
@@ -284,13 +289,7 @@ class ShardHost:
     async def _(self, request: m.Upsert) -> m.Reply:
         self._hosted_here(request.shard)
         self.memory.check()
-        size = len(request.vectors) // len(request.ids)
-        rows = (request.vectors[i : i + size] for i in range(0, len(request.vectors), size))
-        return await self._write(
-            request.shard,
-            [operations.Upsert(*row) for row in zip(request.ids, rows, request.metadata, strict=True)],
-            request,
-        )
+        return await self._write(request.shard, _upserts(request), request)
 
     @_answer.register
     async def _(self, request: m.DeleteIds) -> m.Reply:
@@ -319,6 +318,55 @@ class ShardHost:
             raise OutcomeUnknown(f"shard {shard}: not every replica confirmed the write in time") from None
         return m.Written((written.epoch, written.last_seq), written.upserted + written.deleted)
 
+    # Batches over several shards (15)
+
+    @_answer.register
+    async def _(self, request: m.PrepareBatch) -> m.Reply:
+        replica = self._hosted_here(request.shard).replica
+        self.memory.check()
+        pending = replica.prepare(
+            Batch(request.operation, request.attempt),
+            request.participants,
+            _upserts(request),
+            time_ns=time.time_ns(),
+            level=request.level,
+        )
+        try:
+            async with asyncio.timeout(self._patience.write):
+                standing = await asyncio.wrap_future(pending)
+        except TimeoutError:
+            raise OutcomeUnknown(f"shard {request.shard}: not every replica confirmed the batch in time") from None
+        except VecClusterError as error:
+            self.measures.refused.labels(error.slug).inc()
+            raise
+        return m.Standing(standing.attempt, standing.at, standing.verdict)
+
+    @_answer.register
+    async def _(self, request: m.SettleBatch) -> m.Reply:
+        replica = self._hosted_here(request.shard).replica
+        pending = replica.settle(Batch(request.operation, request.attempt), request.level)
+        try:
+            async with asyncio.timeout(self._patience.write):
+                written = await asyncio.wrap_future(pending)
+        except TimeoutError:
+            raise OutcomeUnknown(f"shard {request.shard}: the batch is decided, and not applied here in time") from None
+        return m.Written((written.epoch, written.last_seq), written.upserted + written.deleted)
+
+    @_answer.register
+    async def _(self, request: m.GetShowing) -> m.Reply:
+        async def one(shard: ShardId) -> Showing:
+            return await self._run(self._hosted_here(shard).replica.showing)
+
+        found, failed = await _by_shard([ShardId(request.collection, n) for n in request.shards], one)
+        return m.Shown({n: (0, s.applied) for n, s in found.items()}, _wire_showings(found), failed)
+
+    def know(self, shard: ShardId, known: Known) -> None:
+        """Show a replica what etcd says of batches over several shards."""
+        if hosted := self._hosted.get(shard):
+            hosted.replica.know(known)
+
+    # Reads
+
     @_answer.register
     async def _(self, request: m.Search) -> m.Reply:
         query = search.Query(
@@ -337,7 +385,7 @@ class ShardHost:
             [_wire_hit(h) for h in islice(merge(*lists, key=lambda h: (h.distance, h.id)), request.k)]
             for lists in per_query
         ]
-        return m.Found(hits, _applied(found), failed)
+        return m.Found(hits, _applied(found), failed, _showings(found))
 
     @_answer.register
     async def _(self, request: m.Get) -> m.Reply:
@@ -346,21 +394,22 @@ class ShardHost:
         got, failed = await self._each_with(shards, request, lambda shard, replica: replica.get(wanted[shard]))
         stored = (s for n in sorted(got) for s in got[n] if s is not None)
         found = [m.StoredVector(s.id, s.vector.tobytes(), s.metadata) for s in stored]
-        return m.Got(found, _applied(got), failed)
+        return m.Got(found, _applied(got), failed, _showings(got))
 
     @_answer.register
     async def _(self, request: m.ListIds) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
         got, failed = await self._each(shards, request, lambda r: r.list_ids(request.after, request.limit, where))
-        return m.Listed(list(islice(merge(*got.values()), request.limit)), failed, _applied(got))
+        ids = list(islice(merge(*got.values()), request.limit))
+        return m.Listed(ids, failed, _applied(got), _showings(got))
 
     @_answer.register
     async def _(self, request: m.Count) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
         got, failed = await self._each(shards, request, lambda r: r.count(where))
-        return m.Counted(sum(got.values()), failed, _applied(got))
+        return m.Counted(sum(got.values()), failed, _applied(got), _showings(got))
 
     @_answer.register
     async def _(self, request: m.GetReport) -> m.Reply:
@@ -436,9 +485,20 @@ class ShardHost:
             replica = self._hosted_here(shard).replica
             _, at_least = request.at_least.get(shard.number, (0, 0))
             await self._leave(shard, replica, request.level, Seq(at_least))
+            if wanted := request.decided.get(shard.number):
+                await self._decided(shard, replica, wanted)
             return await self._run(lambda: read(shard, replica))
 
         return await _by_shard(shards, one)
+
+    async def _decided(self, shard: ShardId, replica: Replica, wanted: Sequence[Seq]) -> None:
+        """Wait until batches are decided that another shard shows: that is about to be known here, too (15)."""
+        until, pause = time.monotonic() + self._patience.read, FIRST_PAUSE
+        while not all(map((await self._run(replica.showing)).is_past, wanted)):
+            if time.monotonic() > until:
+                raise ReplicaBehind(f"shard {shard}: a batch that other shards show is not decided here in time")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _leave(self, shard: ShardId, replica: Replica, level: ReadConsistency, at_least: Seq) -> None:
         """Wait until a read may look (13)."""
@@ -496,6 +556,20 @@ async def _by_shard(
 def _applied(read: Mapping[int, _OfOneState]) -> dict[int, m.Position]:
     """The state in which each shard was read: what a client has seen, neither less nor more."""
     return {n: (of.epoch, of.applied_seq) for n, of in read.items()}
+
+
+def _showings(read: Mapping[int, _OfOneState]) -> m.Showings:
+    return _wire_showings({n: of.showing for n, of in read.items()})
+
+
+def _wire_showings(shown: Mapping[int, Showing]) -> m.Showings:
+    return {n: m.Showing(sorted(s.pending), dict(s.latest)) for n, s in shown.items() if s.pending or s.latest}
+
+
+def _upserts(request: m.Upsert | m.PrepareBatch) -> list[operations.Op]:
+    size = len(request.vectors) // len(request.ids)
+    rows = (request.vectors[i : i + size] for i in range(0, len(request.vectors), size))
+    return [operations.Upsert(*row) for row in zip(request.ids, rows, request.metadata, strict=True)]
 
 
 def _shard_of(directory: str) -> ShardId | None:

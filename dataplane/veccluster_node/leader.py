@@ -4,19 +4,21 @@ Everything the leader does is fenced by its term; a leader that has lost it with
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
 import structlog
 
 from veccluster.decisions import assignment, lost_quorum
 from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.atomic import Showing
+from veccluster.decisions.replication.atomic_deciding import Known, forgettable
 from veccluster.decisions.replication.values import Configuration
-from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
+from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown, VecClusterError
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, Lease, Term
-from veccluster_node.metadata.store import Store
+from veccluster_node.metadata.store import SHARDS_IN_ONE_TRANSACTION, Store
 from veccluster_node.watch import Watch, placed
 
 ROUND = 0.5
@@ -24,21 +26,40 @@ ROUND = 0.5
 AT_ONCE = 16
 """Changes of shards that are asked for at a time."""
 
+FORGET_EVERY = 5.0
+"""Seconds between two looks at which decisions about batches over several shards nobody needs any more."""
+
+FORGET_MORE = 0.5
+"""The same, while there are many: whoever proposes a decision meanwhile has to ask the shards once more."""
+
+Shown = Callable[[str, Iterable[int]], Awaitable[Mapping[int, Showing]]]
+"""What the primaries of a collection's shards have applied of batches."""
+
 log = structlog.get_logger(__name__)
 
 
 async def campaign_and_lead(
-    store: Store, election: Election, lease: Lease, watch: Watch, replace_after: float, measures: Measures
+    store: Store,
+    election: Election,
+    lease: Lease,
+    watch: Watch,
+    shown: Shown,
+    replace_after: float,
+    measures: Measures,
 ) -> None:
     """Wait to be elected and lead until the lease ends; copies that are away for `replace_after` are made elsewhere."""
     try:
         term = await election.campaign()
-        probing = asyncio.create_task(watch.probe(), name="probing")
+        beside = [
+            asyncio.create_task(watch.probe(), name="probing"),
+            asyncio.create_task(Forgetting(store, term, shown).run(), name="forgetting"),
+        ]
         try:
             await Leader(store, term, watch, replace_after, measures).run(lease)
         finally:
-            probing.cancel()
-            await asyncio.gather(probing, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     except LeaseLost:
         log.info("leadership_ended")
 
@@ -99,6 +120,46 @@ class Leader:
                 successor=target.successor and target.successor.node,
                 min_in_sync=target.min_in_sync,
             )
+
+
+class Forgetting:
+    """Deletes decisions about batches over several shards once all of them have applied them (15)."""
+
+    def __init__(self, store: Store, term: Term, shown: Shown) -> None:
+        self._store = store
+        self._term = term
+        self._shown = shown
+
+    async def run(self) -> None:
+        """Look now and then, for ever."""
+        pause = FORGET_EVERY
+        while True:
+            await asyncio.sleep(pause)
+            pause = FORGET_EVERY
+            try:
+                if await self._look():
+                    pause = FORGET_MORE
+            except VecClusterError as error:
+                log.warning("batches_not_forgotten", reason=error.detail)
+
+    async def _look(self) -> bool:
+        """Forget what can be; whether there is more of it."""
+        more = False
+        state = self._store.state
+        there = {c.uuid for c in state.collections.values()} | state.drops.keys()
+        there |= {shard.collection for shard in state.shards}
+        for uuid, known in list(self._store.all_batches.items()):
+            if uuid not in there and state.revision >= self._term.create_revision:
+                await self._store.drop_batches(uuid, fenced_by=self._term)
+            elif known.decisions:
+                more |= await self._forget(uuid, known)
+        return more
+
+    async def _forget(self, uuid: str, known: Known) -> bool:
+        shards = {n for decision in known.decisions for n in decision.prepared}
+        if gone := list(forgettable(known, await self._shown(uuid, sorted(shards)))):
+            await self._store.forget_batches(uuid, known, gone, fenced_by=self._term)
+        return len(gone) > SHARDS_IN_ONE_TRANSACTION
 
 
 def configurations(state: ClusterState) -> dict[ShardId, Configuration]:

@@ -17,16 +17,18 @@ import structlog
 
 import veccluster_node
 from veccluster.decisions.health import Verdict, judge
+from veccluster.decisions.replication.atomic import Decision
 from veccluster.errors import (
     InvalidSpec,
     LeaseLost,
     MetadataRefused,
     MetadataUnavailable,
     OutcomeUnknown,
+    Unavailable,
     VecClusterError,
 )
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Load, Node, NodeId, NodeState, ShardId
+from veccluster.model.state import Load, Node, NodeId, NodeState, Revision, ShardId
 from veccluster_node import zone as zones
 from veccluster_node.config import NodeConfig
 from veccluster_node.host import ShardHost
@@ -56,6 +58,20 @@ NEWS_TIMEOUT = 2.0
 """Seconds within which every node should have heard from etcd that a collection was created or deleted."""
 
 log = structlog.get_logger(__name__)
+
+
+class _Batches:
+    """A collection's batches over several shards."""
+
+    def __init__(self, store: Store, uuid: str) -> None:
+        self._store = store
+        self._uuid = uuid
+
+    def forgotten(self) -> Revision:
+        return self._store.batches(self._uuid).forgotten
+
+    async def decide(self, decision: Decision, forgotten: Revision) -> Decision | Revision:
+        return await self._store.decide(self._uuid, decision, forgotten)
 
 
 class DataNode:
@@ -106,6 +122,7 @@ class DataNode:
             lambda: self.state,
             lambda holds, timeout: self.metadata().wait_until(holds, timeout=timeout),
             self.peers,
+            batches=self._batches,
             read_timeout=settings.query_timeout,
             write_timeout=settings.write_timeout,
         )
@@ -128,6 +145,16 @@ class DataNode:
             why = f" ({self._not_admitted})" if self._not_admitted else ""
             raise MetadataUnavailable(f"etcd has been unreachable for {away:.0f} s{why}; try again when it is back")
         return self.metadata()
+
+    def _batches(self, uuid: str) -> "_Batches":
+        """What etcd knows of a collection's batches over several shards; as for changes, while etcd is away.
+
+        `Unavailable` as long as a node of an older version is there, which could not read them in a shard's log.
+        """
+        store = self.metadata_for_changes()
+        if older := sorted(n.id for n in self.state.nodes.values() if not n.takes_batches):
+            raise Unavailable(f"batches over several shards need a newer version on node {', '.join(older)}")
+        return _Batches(store, uuid)
 
     def why_not_ready(self) -> str | None:
         """What the node still waits for; None when it is ready."""
@@ -184,6 +211,7 @@ class DataNode:
             incarnation=self._identity.incarnation,
             incarnations=self._identity.overrides(),
             version=veccluster_node.VERSION,
+            takes_batches=True,
         )
         if self._config.zone_file:
             self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
@@ -277,7 +305,8 @@ class DataNode:
 
     async def _campaign(self, store: Store, client: EtcdClient, lease: Lease, watch: Watch) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
-        await campaign_and_lead(store, election, lease, watch, self._config.replace_after, self.host.measures)
+        shown, measures = self.coordinator.showing, self.host.measures
+        await campaign_and_lead(store, election, lease, watch, shown, self._config.replace_after, measures)
 
     async def _publish(self, store: Store, lease: Lease, me: Node, campaigning: Coroutine[None, None, None]) -> None:
         """Say how the node fares whenever that changes, and stand for election meanwhile, until the lease is lost."""

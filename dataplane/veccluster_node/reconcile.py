@@ -16,6 +16,7 @@ import structlog
 
 from veccluster.decisions import hosting
 from veccluster.decisions.hosting import Local
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import Collection, Member, Revision, ShardId
@@ -39,6 +40,9 @@ class Host(Protocol):
 
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         """Show an open replica what the record says of its shard."""
+
+    def know(self, shard: ShardId, known: Known) -> None:
+        """Show an open replica what etcd says of batches over several shards."""
 
     def mendable(self) -> list[ShardId]:
         """Replicas to shut so that they are opened again."""
@@ -76,6 +80,9 @@ class Reconciler:
         """Replicas that could not be opened because of what is on the disk."""
         self._told: dict[ShardId, Revision] = {}
         """The newest record that each open replica was shown."""
+        self._known: dict[ShardId, Known] = {}
+        """What it was shown of batches over several shards."""
+        store.batches_changed.append(self._tell_of_batches)
 
     async def run(self) -> None:
         """Reconcile for ever."""
@@ -92,6 +99,7 @@ class Reconciler:
             if shard not in self._busy and configuration.revision > self._told.get(shard, 0):
                 self._told[shard] = configuration.revision
                 self._host.see(shard, configuration)
+        self._tell_of_batches()
         actions = list(hosting.decide(disk, state, self._local()))
         self._forget_failures({*mendable, *map(_shard_of, actions)})
         for action in actions:
@@ -106,6 +114,13 @@ class Reconciler:
                     self._start(shard, self._host.delete(shard))
                 case hosting.ReportDropped(uuid) if not self._works_on(uuid):
                     self._start(ShardId(uuid, REPORT), self._report_dropped(uuid))
+
+    def _tell_of_batches(self) -> None:
+        for shard, local in self._host.local().items() if self._store.all_batches or self._known else ():
+            known = self._store.batches(shard.collection)
+            if local.is_open and shard not in self._busy and known is not self._known.get(shard):
+                self._known[shard] = known
+                self._host.know(shard, known)
 
     @property
     def settled(self) -> bool:
@@ -190,6 +205,7 @@ class Reconciler:
         if not self._identity.disk.has_begun(shard):
             await asyncio.to_thread(self._identity.begin, shard)
         self._told.pop(shard, None)
+        self._known.pop(shard, None)
         try:
             await self._host.open(shard, collection, member)
         except StorageCorrupt as error:

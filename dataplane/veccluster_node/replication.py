@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import Configuration, Member
 from veccluster.errors import VecClusterError
@@ -80,6 +81,10 @@ class Replication:
         """Read the shard's record, unless that is under way."""
         self._soon(self._read(shard))
 
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        """Make a decision about a batch over several shards."""
+        self._soon(self._propose(shard, decision, forgotten))
+
     def changed(self, shard: ShardId) -> None:
         """Let the node's loops look again."""
         if store := self.store:
@@ -93,6 +98,18 @@ class Replication:
         finally:  # a replica that gets no answer never asks again
             if self.host:
                 self.host.feed(shard, on.Answered(target, outcome, now))
+
+    async def _propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        if self.store is None:
+            return
+        operation, attempt = decision.batch
+        try:
+            found = await self.store.decide(shard.collection, decision, forgotten)
+        except VecClusterError as error:  # the replica asks again after a while
+            log.warning("batch_not_decided", shard=str(shard), operation=operation, reason=error.detail)
+        else:
+            verdict = found.verdict.value if isinstance(found, Decision) else None
+            log.warning("batch_overdue", shard=str(shard), operation=operation, attempt=attempt, verdict=verdict)
 
     async def _read(self, shard: ShardId) -> None:
         if self.store is None or shard in self._reading:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from support.storage import SMALL, spec
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic import Batch, Decision
+from veccluster.decisions.replication.atomic_deciding import Known, made_at
 from veccluster.decisions.replication.messages import Header, Message, Snapshot
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, ShardId
@@ -37,6 +39,8 @@ class Shard:
         self.replicas: dict[NodeId, Replica] = {}
         self.cuts: set[tuple[NodeId, NodeId]] = set()
         self.etcd_away: set[NodeId] = set()
+        self.known = Known(Revision(1))
+        """What etcd says of batches over several shards."""
         self._lock = threading.RLock()
         self._fetching = threading.Lock()
         self._changed = threading.Condition()
@@ -63,6 +67,7 @@ class Shard:
         )
         self.replicas[node] = replica
         replica.feed(on.Seen(self.key))
+        replica.know(self.known)
         return replica
 
     def stop(self, node: NodeId) -> None:
@@ -79,6 +84,30 @@ class Shard:
             if node not in self.etcd_away:
                 replica.feed(on.Seen(now))
         return on.Outcome.swapped, now
+
+    def decide(self, decision: Decision, forgotten: Revision | None = None) -> Decision:
+        """The decision that is there now: this one if there was none and none were forgotten since."""
+        with self._lock:
+            found = next((d for d in self.known.decisions if d.batch == decision.batch), None)
+            if found or (forgotten is not None and forgotten != self.known.forgotten):
+                return found or decision
+            revision = Revision(self.known.revision + 1)
+            made = made_at(decision, revision)
+            self._tell(Known(revision, self.known.forgotten, (*self.known.decisions, made)))
+        return made
+
+    def forget(self, *gone: Batch) -> None:
+        """Delete decisions, as the leader does when all shards have them."""
+        with self._lock:
+            revision = Revision(self.known.revision + 1)
+            left = tuple(d for d in self.known.decisions if d.batch not in gone)
+            self._tell(Known(revision, revision, left))
+
+    def _tell(self, known: Known) -> None:
+        self.known = known
+        for node, replica in list(self.replicas.items()):
+            if node not in self.etcd_away:
+                replica.know(known)
 
     def promote(self, node: NodeId) -> None:
         """What the leader does when the primary is gone."""
@@ -171,6 +200,10 @@ class Around:
     def read_configuration(self, shard: ShardId) -> None:
         if self._node not in self._shard.etcd_away and (replica := self._shard.replicas.get(self._node)):
             replica.feed(on.Seen(self._shard.key))
+
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        if self._node not in self._shard.etcd_away:
+            self._shard.decide(decision, forgotten)
 
     def changed(self, shard: ShardId) -> None:
         self._shard.changed()

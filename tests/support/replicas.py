@@ -50,6 +50,9 @@ class Replicas:
         """Of which shards it is primary."""
         self.applied: dict[int, int] = {}
         """How far it is, by shard; as far as everybody if nothing is said."""
+        self.showing: m.Showings = {}
+        """What it says of batches over several shards, until it is asked for a state in which they are decided."""
+        self.never_decides = False
         self.refuses: dict[int, VecClusterError] = {}
         """With what it answers, by shard."""
         self.answers_lost = 0
@@ -109,6 +112,8 @@ class Replicas:
                 rows = [i for n in good for i in request.ids[n] if i in self.cluster.rows[n]]
                 return m.Got([m.StoredVector(i, bytes(4), b"{}") for i in rows], self._position(good), _problems(bad))
         assert isinstance(request, m.Search | m.ListIds | m.Count)
+        for n in request.decided if not self.never_decides else ():
+            self.showing.pop(n, None)
         bad = self._failing(request.shards, request.level, request.at_least)
         good = [n for n in request.shards if n not in bad]
         ids = sorted(i for n in good for i in self.cluster.rows[n])
@@ -119,7 +124,8 @@ class Replicas:
             case m.ListIds():
                 return m.Listed(ids[: request.limit], _problems(bad), self._position(good))
             case m.Count():
-                return m.Counted(len(ids), _problems(bad), self._position(good))
+                showing = {n: self.showing[n] for n in good if n in self.showing}
+                return m.Counted(len(ids), _problems(bad), self._position(good), showing)
 
     def _write(self, request: m.Upsert | m.DeleteIds) -> m.Written:
         n = request.shard.number

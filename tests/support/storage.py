@@ -12,6 +12,7 @@ import numpy as np
 
 from veccluster.decisions.generations import GenerationLimits
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, IndexParameters, Member, Metric, NodeId, Revision, ShardId
@@ -87,6 +88,9 @@ class Alone:
         raise AssertionError("there is nobody else")
 
     def read_configuration(self, shard: ShardId) -> None:
+        pass
+
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
         pass
 
 

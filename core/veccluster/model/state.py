@@ -128,6 +128,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     incarnations: Mapping[str, str] = msgspec.field(default_factory=dict)
     """By shard (`UUID.N`): of those of its replicas that were lost, damaged or given up since and began anew."""
     version: str = ""
+    takes_batches: bool = False
+    """Whether it understands batches over several shards in a log; those from before there were any do not say."""
     state: NodeState = NodeState.active
 
     def member(self, shard: ShardId) -> Member:

@@ -182,12 +182,8 @@ class Api:
             return await self._upsert_stream(request, collection, kind, operation, level)
         body = await negotiation.read_body(request, self.limits.max_body_size)
         batch, atomic = await _in_thread(len(body), codecs.decode_upsert_json, body, collection, self.limits)
-        if atomic and collection.shards > 1:
-            raise InvalidRequest.field(
-                "atomic",
-                "atomic batches over several shards are not there yet; use false, or a collection of one shard",
-            )
-        written = await self._store(collection, batch, operation, level)
+        store = self.node.coordinator.upsert_atomic if atomic else self.node.coordinator.upsert
+        written = await store(collection, batch.ids, batch.vectors, batch.metadata, operation, level)
         return self._written(request, {"upserted": written.count}, written.positions)
 
     async def _upsert_stream(

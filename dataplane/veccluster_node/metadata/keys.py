@@ -9,13 +9,17 @@ All of it lies under /veccluster/NAMESPACE/NAME/, values are JSON:
     shards/UUID/N                  a Shard, without its id and revision, which the key and etcd say
     intents/drop/UUID              a Drop
     intents/drop/UUID/done/ID      node ID holds nothing of it any more
+    atomic/UUID/decisions/HASH/K   what became of attempt K of an operation over several shards (batches.py)
+    atomic/UUID/forgotten          its revision is when such keys were last deleted
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
+import xxhash
 
+from veccluster.decisions.replication.atomic import Batch
 from veccluster.model.cluster import ClusterState, Drop, DroppedBy
 from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
 
@@ -56,6 +60,24 @@ class Keys:
     def drop(self, uuid: str) -> str:
         """The intent to delete a collection's data."""
         return self.prefix + f"intents/drop/{uuid}"
+
+    @property
+    def batches(self) -> str:
+        """What all keys about batches over several shards begin with."""
+        return self.prefix + "atomic/"
+
+    def batches_of(self, uuid: str) -> str:
+        """What those of one collection begin with."""
+        return f"{self.batches}{uuid}/"
+
+    def decision(self, uuid: str, batch: Batch) -> str:
+        """What became of a batch."""
+        name = xxhash.xxh3_128_hexdigest(batch.operation.encode())
+        return f"{self.batches_of(uuid)}decisions/{name}/{batch.attempt}"
+
+    def forgotten(self, uuid: str) -> str:
+        """Written whenever decisions are deleted."""
+        return self.batches_of(uuid) + "forgotten"
 
     def dropped_by(self, uuid: str, node: NodeId) -> str:
         """A node's report that it has done so."""

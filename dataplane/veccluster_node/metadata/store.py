@@ -6,25 +6,31 @@ of the caller sees what is there now.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
+import msgspec
 import structlog
 
 from veccluster.decisions import assignment
 from veccluster.decisions.replication import failover
+from veccluster.decisions.replication.atomic import Decision
+from veccluster.decisions.replication.atomic_deciding import Known, made_at
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState, Drop
 from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
+from veccluster_node.metadata import batches
 from veccluster_node.metadata import keys as encoding
+from veccluster_node.metadata.batches import Batches
 from veccluster_node.metadata.etcd import EtcdClient, Lease, Term
 from veccluster_node.metadata.etcd.values import (
     Compare,
     CreateRevision,
     Delete,
+    DeletePrefix,
     Found,
     Get,
     KeyValue,
@@ -32,6 +38,7 @@ from veccluster_node.metadata.etcd.values import (
     Put,
     Snapshot,
     Value,
+    WatchEvents,
 )
 from veccluster_node.metadata.keys import Keys
 
@@ -42,6 +49,8 @@ PATIENCE = 2.0
 """Seconds that a client's request waits for etcd."""
 
 PAUSE_AFTER_REFUSAL = 1.0
+
+NOTHING_KNOWN = Known()
 
 T = TypeVar("T")
 
@@ -55,6 +64,9 @@ class Store:
         self.keys = keys
         self._client = client
         self._state = ClusterState()
+        self._batches = Batches(keys.batches)
+        self.batches_changed: list[Callable[[], None]] = []
+        """Called when something may have become of batches over several shards; nobody else is woken by that alone."""
         self._changed = asyncio.Event()
         self._known = asyncio.Event()
         self.refused = ""
@@ -81,19 +93,48 @@ class Store:
     async def _follow(self) -> None:
         entries: dict[str, KeyValue] = {}
         async for update in self._client.follow(self.keys.prefix):
-            if isinstance(update, Snapshot):
-                entries = dict(update.items)
+            changed = self._note(update, entries)
+            if changed:
+                raw = {key: (kv.value, int(kv.mod_revision)) for key, kv in entries.items()}
+                self._state = encoding.state_of(self.keys.prefix, raw, update.revision)
             else:
-                for event in update.events:
-                    if event.now is None:
-                        entries.pop(event.key, None)
-                    else:
-                        entries[event.key] = event.now
-            raw = {key: (kv.value, int(kv.mod_revision)) for key, kv in entries.items()}
-            self._state = encoding.state_of(self.keys.prefix, raw, update.revision)
+                self._state = msgspec.structs.replace(self._state, revision=update.revision)
             self.refused = ""
             self._known.set()
-            self.wake()
+            if self._batches.reach(update.revision):
+                for tell in self.batches_changed:
+                    tell()
+            if changed:
+                self.wake()
+
+    def _note(self, update: Snapshot | WatchEvents, entries: dict[str, KeyValue]) -> bool:
+        """Bring `entries` up to date; whether any changed. Keys about batches are many and short-lived, and apart."""
+        if isinstance(update, Snapshot):
+            entries.clear()
+            self._batches.restart()
+            changes: Iterable[tuple[str, KeyValue | None]] = update.items.items()
+        else:
+            changes = [(event.key, event.now) for event in update.events]
+        changed = isinstance(update, Snapshot)
+        for key, now in changes:
+            if key.startswith(self.keys.batches):
+                self._batches.note(key, now)
+                continue
+            changed = True
+            if now is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = now
+        return changed
+
+    def batches(self, uuid: str) -> Known:
+        """What etcd says of a collection's batches over several shards, as far as this node has seen."""
+        return self._batches.known.get(uuid, NOTHING_KNOWN)
+
+    @property
+    def all_batches(self) -> Mapping[str, Known]:
+        """The same of all collections that have any."""
+        return self._batches.known
 
     async def known(self) -> None:
         """Wait until the state has been read once."""
@@ -240,6 +281,37 @@ class Store:
         record = encoding.decode_shard(shard, found.value, found.mod_revision)
         collection = self._state.collection_of(shard)
         return Configuration.of(record, collection.replication_factor) if collection else None
+
+    # Batches over several shards (15)
+
+    async def decide(self, uuid: str, decision: Decision, forgotten: Revision) -> Decision | Revision:
+        """Make a decision unless there is one, or some were forgotten since `forgotten`: the one that is there now, or
+        the revision at which some were.
+
+        What has no known outcome may be asked again.
+        """
+        key, last = self.keys.decision(uuid, decision.batch), self.keys.forgotten(uuid)
+        there_is_none: list[Compare] = [CreateRevision(key, "==", 0), ModRevision(last, "==", forgotten)]
+        put = Put(key, batches.encode(decision))
+        result = await self._client.txn(there_is_none, [put], [Get(key), Get(last)], timeout=PATIENCE)
+        if result.succeeded:
+            return made_at(decision, result.revision)
+        found, newer = (r.one if isinstance(r, Found) else None for r in result.responses)
+        if found:
+            return batches.decode(found)
+        return newer.mod_revision if newer else Revision(0)
+
+    async def forget_batches(self, uuid: str, known: Known, gone: Iterable[Decision], *, fenced_by: Term) -> None:
+        """Delete decisions that nobody needs any more, not all at once, unless others were deleted since."""
+        keys = [self.keys.decision(uuid, decision.batch) for decision in gone]
+        last = self.keys.forgotten(uuid)
+        deletes = [Delete(key) for key in keys[:SHARDS_IN_ONE_TRANSACTION]]
+        guards: list[Compare] = [fenced_by.fence(), ModRevision(last, "==", known.forgotten)]
+        await self._client.txn(guards, [Put(last, batches.FORGOTTEN), *deletes])
+
+    async def drop_batches(self, uuid: str, *, fenced_by: Term) -> None:
+        """Delete everything about batches of a collection that is gone, data and all."""
+        await self._client.txn([fenced_by.fence()], [DeletePrefix(self.keys.batches_of(uuid))])
 
     async def report_dropped(self, uuid: str, node: NodeId) -> None:
         """Say that this node holds nothing of a dropped collection; nothing if the drop is finished already."""

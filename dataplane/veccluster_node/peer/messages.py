@@ -9,13 +9,18 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from veccluster.model.state import Member, ReadConsistency, ShardId, WriteConsistency
+from veccluster.decisions.replication.atomic import Verdict
+from veccluster.model.state import Member, ReadConsistency, Seq, ShardId, WriteConsistency
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
 """By shard number."""
 Position = tuple[int, int]
 """(epoch, seq) up to which a replica has applied its log."""
+
+
+Decided = dict[int, list[Seq]]
+"""By shard number: the places of prepares whose batches must be decided in what is read (rule 15)."""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -73,6 +78,67 @@ class DeleteWhere(Request[Written], frozen=True, tag=True, kw_only=True):
 Write: TypeAlias = Upsert | DeleteIds | DeleteWhere
 
 
+class Standing(Reply, frozen=True):
+    """How an operation over several shards stands in one: `decisions.replication.atomic.Standing`."""
+
+    attempt: int
+    at: Seq
+    verdict: Verdict | None = None
+
+
+class PrepareBatch(Request[Standing], frozen=True, tag=True, kw_only=True):
+    """Keep one shard's part of a batch over several, until it is decided (rule 15)."""
+
+    reply = Standing
+    shard: ShardId
+    operation: str
+    attempt: int
+    participants: list[int]
+    ids: list[str]
+    vectors: bytes
+    metadata: list[bytes]
+    level: WriteConsistency = WriteConsistency.one
+
+
+class SettleBatch(Request[Written], frozen=True, tag=True, kw_only=True):
+    """Wait until a batch that is decided is so in this shard."""
+
+    reply = Written
+    shard: ShardId
+    operation: str
+    attempt: int
+    level: WriteConsistency = WriteConsistency.one
+
+
+class Showing(msgspec.Struct, frozen=True, array_like=True):
+    """What a state that was read says of batches over several shards: `decisions.replication.atomic.Showing`, whose
+    `applied` the reply has already.
+    """
+
+    pending: list[Seq]
+    latest: dict[int, Seq]
+
+
+Showings = dict[int, Showing]
+"""By shard number; those that say nothing are left out."""
+
+
+class Shown(Reply, frozen=True):
+    """What is applied of batches here, by shard."""
+
+    applied: dict[int, Position]
+    showing: Showings
+    failed: Failures
+
+
+class GetShowing(Request[Shown], frozen=True, tag=True, kw_only=True):
+    """Ask what is applied of batches."""
+
+    reply = Shown
+    collection: str
+    shards: list[int]
+
+
 class Hit(msgspec.Struct, frozen=True, array_like=True):
     """One neighbour."""
 
@@ -88,6 +154,7 @@ class Found(Reply, frozen=True):
     hits: list[list[Hit]]
     applied: dict[int, Position]
     failed: Failures
+    showing: Showings = {}
 
 
 class Search(Request[Found], frozen=True, tag=True, kw_only=True):
@@ -106,6 +173,7 @@ class Search(Request[Found], frozen=True, tag=True, kw_only=True):
     with_metadata: bool
     with_vector: bool
     level: ReadConsistency = ReadConsistency.session
+    decided: Decided = {}
 
 
 class StoredVector(msgspec.Struct, frozen=True, array_like=True):
@@ -122,6 +190,7 @@ class Got(Reply, frozen=True):
     found: list[StoredVector]
     applied: dict[int, Position]
     failed: Failures
+    showing: Showings = {}
 
 
 class Get(Request[Got], frozen=True, tag=True, kw_only=True):
@@ -132,6 +201,7 @@ class Get(Request[Got], frozen=True, tag=True, kw_only=True):
     ids: dict[int, list[str]]
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
+    decided: Decided = {}
 
 
 class Listed(Reply, frozen=True):
@@ -140,6 +210,7 @@ class Listed(Reply, frozen=True):
     ids: list[str]
     failed: Failures
     applied: dict[int, Position] = {}
+    showing: Showings = {}
 
 
 class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
@@ -153,6 +224,7 @@ class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
     filter: bytes | None
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
+    decided: Decided = {}
 
 
 class Counted(Reply, frozen=True):
@@ -161,6 +233,7 @@ class Counted(Reply, frozen=True):
     count: int
     failed: Failures
     applied: dict[int, Position] = {}
+    showing: Showings = {}
 
 
 class Count(Request[Counted], frozen=True, tag=True, kw_only=True):
@@ -172,6 +245,7 @@ class Count(Request[Counted], frozen=True, tag=True, kw_only=True):
     filter: bytes | None
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
+    decided: Decided = {}
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -312,6 +386,9 @@ AnyRequest = (
     | Count
     | GetReport
     | GetPositions
+    | PrepareBatch
+    | SettleBatch
+    | GetShowing
     | GetDigests
     | BeginAnew
     | GetCopy

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,8 +18,10 @@ import numpy.typing as npt
 import xxhash
 
 from veccluster.decisions import hashing
+from veccluster.decisions.replication.atomic import Decision, Showing
 from veccluster.errors import (
     InsufficientStorage,
+    MetadataUnavailable,
     OutcomeUnknown,
     ShardsUnavailable,
     TooFewReplicas,
@@ -27,12 +29,13 @@ from veccluster.errors import (
     VecClusterError,
 )
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Collection, NodeId, ReadConsistency, ShardId, WriteConsistency
+from veccluster.model.state import Collection, NodeId, ReadConsistency, Revision, ShardId, WriteConsistency
 from veccluster.model.token import Position
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.query.asking import Asking, Wait
-from veccluster_node.query.reads import Build, Positions, Read
+from veccluster_node.query.atomic import AtomicWrite
+from veccluster_node.query.reads import Build, Positions, Read, showings
 from veccluster_node.query.writes import write
 
 R = TypeVar("R", bound=m.Reply)
@@ -78,6 +81,20 @@ class SearchPlan:
     allow_partial: bool = False
 
 
+class Batches(Protocol):
+    """What etcd knows of the batches of one collection (15)."""
+
+    def forgotten(self) -> Revision:
+        """When decisions were last forgotten, as far as is known here."""
+
+    async def decide(self, decision: Decision, forgotten: Revision) -> Decision | Revision:
+        """Make a decision unless there is one, or some were forgotten since: what there is instead."""
+
+
+def _no_batches(_: str) -> Batches:
+    raise MetadataUnavailable("etcd is needed to decide about a batch over several shards")
+
+
 class Coordinator:
     """Requests over a whole collection, as node `me` sees it; `wait` is for a change of the state."""
 
@@ -88,9 +105,12 @@ class Coordinator:
         wait: Wait,
         peers: Peers,
         *,
+        batches: Callable[[str], Batches] = _no_batches,
         read_timeout: float,
         write_timeout: float,
     ) -> None:
+        """`batches` is what etcd knows of a collection's batches over several shards."""
+        self._batches = batches
         self._state = state
         self._peers = peers
         self._asking = Asking(me, state, wait, peers)
@@ -122,6 +142,58 @@ class Coordinator:
         }
         held = {n: r.ids for n, r in requests.items()}
         return await self._write(collection, requests, held, level, "upserted", "stored")
+
+    async def upsert_atomic(
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        metadata: Sequence[bytes],
+        op_id: str,
+        level: WriteConsistency,
+    ) -> Written:
+        """Store a batch in all of its shards, or in none (15)."""
+        rows = _rows_by_shard(collection, ids)
+        if len(rows) < 2:  # a shard takes its part whole or not at all anyway
+            return await self.upsert(collection, ids, vectors, metadata, op_id, level)
+        raw = np.ascontiguousarray(vectors, dtype="<f4")
+        whole = xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((list(ids), raw.tobytes(), list(metadata))))
+        parts = {
+            n: m.PrepareBatch(
+                shard=ShardId(collection.uuid, n),
+                operation=f"{op_id} {whole}",
+                attempt=1,
+                participants=sorted(rows),
+                ids=[ids[i] for i in chosen],
+                vectors=raw[chosen].tobytes(),
+                metadata=[metadata[i] for i in chosen],
+                level=level,
+            )
+            for n, chosen in rows.items()
+        }
+        store = self._batches(collection.uuid)
+        batch = AtomicWrite(
+            self._asking, parts, forgotten=store.forgotten, decide=store.decide, timeout=self._write_timeout
+        )
+        try:
+            written = await batch.run()
+        except VecClusterError as error:
+            raise _named(collection, error) from error
+        count = sum(w.count for w in written.values())
+        return Written(count, {ShardId(collection.uuid, n): w.position for n, w in written.items()})
+
+    async def showing(self, uuid: str, numbers: Iterable[int]) -> dict[int, Showing]:
+        """What the primaries of these shards have applied of batches, as far as they say."""
+        by_node: dict[NodeId, list[int]] = {}
+        for n in numbers:
+            if record := self._state().shards.get(ShardId(uuid, n)):
+                by_node.setdefault(record.primary.node, []).append(n)
+        asked = (
+            self._peers.call(node, m.GetShowing(collection=uuid, shards=some), timeout=REPORT_TIMEOUT)
+            for node, some in by_node.items()
+        )
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {n: s for a in answers if isinstance(a, m.Shown) for n, s in showings(a)}
 
     async def delete_ids(
         self, collection: Collection, ids: Sequence[str], op_id: str, level: WriteConsistency
@@ -332,6 +404,14 @@ def _read_failure(collection: Collection, failed: Mapping[int, VecClusterError])
         f"cannot be read now: {_why(collection, failed)}",
         missing_shards=sorted(failed),
     )
+
+
+def _named(collection: Collection, error: VecClusterError) -> VecClusterError:
+    """The error of an atomic batch, with the collection."""
+    if error.status < 500:
+        return error
+    done = "nobody knows whether this was stored, send it again" if isinstance(error, OutcomeUnknown) else "not stored"
+    return type(error)(f"{done}: collection {collection.name}: {error.detail}")
 
 
 def _write_failure(

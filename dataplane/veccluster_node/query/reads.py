@@ -7,14 +7,17 @@ answer is used or those of the others.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
+
 from veccluster.decisions import routing
-from veccluster.decisions.replication import reading, values
+from veccluster.decisions.replication import atomic, reading, values
+from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.routing import NOBODY, Again
-from veccluster.errors import ShardsUnavailable, Unavailable, VecClusterError, from_problem
+from veccluster.errors import ReplicaBehind, ShardsUnavailable, Unavailable, VecClusterError, from_problem
 from veccluster.model.state import Collection, Epoch, NodeId, ReadConsistency, Seq, Shard, ShardId
 from veccluster_node.peer import messages as m
 from veccluster_node.query.asking import LITTLE_PATIENCE, Asking, either, pauses, together
@@ -24,6 +27,9 @@ Positions = dict[int, m.Position]
 Build = Callable[[list[int], ReadConsistency, Positions], m.Request[R]]
 """A request about these shards, at this level, that shows at least these positions."""
 Errors = dict[int, VecClusterError]
+
+
+TORN = ReplicaBehind("its state and those of other shards did not show the same batches in time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Read(Generic[R]):
         shown = {} if level is ReadConsistency.eventual else seen
         self._at_least = {i.number: position for i, position in shown.items() if i.collection == collection.uuid}
         self._reached: set[int] = set()
+        self._decided: dict[int, frozenset[Seq]] = {}
+        """Which batches over several shards must be decided in what is read (15)."""
 
     async def run(self, numbers: Iterable[int], *, patient: bool) -> Part[R]:
         """Read these shards; if `patient`, again while another replica may take over, or catch up, until time is up."""
@@ -68,15 +76,29 @@ class Read(Generic[R]):
         for pause in pauses():
             asked = {n: shard for n in todo if (shard := self._record(n)) is not None}
             part = await self._round(todo)
-            found = Part(found.good + part.good, part.failed)
-            todo = list(part.failed)
-            steps = {self._again(asked.get(n), error) for n, error in part.failed.items()}
-            if not patient or not steps or Again.no in steps or time.monotonic() + pause >= self._deadline:
-                break
-            if Again.at_once not in steps:
+            found = Part(found.good + part.good, part.failed if patient else found.failed | part.failed)
+            fitting, torn = self._fitting(found.good)
+            todo = [*torn, *(part.failed if patient else ())]
+            steps = {self._again(asked.get(n), error) for n, error in part.failed.items()} if patient else set()
+            if not todo or Again.no in steps or time.monotonic() + pause >= self._deadline:
+                return Part(fitting, found.failed | dict.fromkeys(torn, TORN))
+            found = Part(fitting, found.failed)
+            if not torn and Again.at_once not in steps:
                 await self._asking.change([self._id(n) for n in todo], pause)
             self._vantage = self._asking.vantage()
-        return found
+        raise AssertionError("there is always another pause")
+
+    def _fitting(self, replies: list[R]) -> tuple[list[R], list[int]]:
+        """The replies that show the same batches over several shards (15), and the shards of those that are to be asked
+        again, since they lack one that another shows.
+        """
+        shown = {n: showing for reply in replies for n, showing in showings(reply)}
+        lacking = atomic.lacking(shown)
+        for n, places in lacking.items():
+            self._decided[n] = self._decided.get(n, frozenset()) | places
+        torn = [reply for reply in replies if not lacking.keys().isdisjoint(_applied(reply))]
+        fitting = [reply for reply in replies if lacking.keys().isdisjoint(_applied(reply))]
+        return fitting, [n for reply in torn for n in _applied(reply)]
 
     def _again(self, asked: Shard | None, error: VecClusterError) -> Again:
         state = self._asking.state()
@@ -171,7 +193,9 @@ class Read(Generic[R]):
 
     def _request(self, numbers: list[int]) -> m.Request[R]:
         at_least = {n: self._at_least[n] for n in numbers if n in self._at_least}
-        return self._build(numbers, self._asked_level, at_least)
+        request = self._build(numbers, self._asked_level, at_least)
+        decided = {n: sorted(self._decided[n]) for n in numbers if n in self._decided}
+        return msgspec.structs.replace(request, decided=decided) if decided else request
 
     @property
     def _asked_level(self) -> ReadConsistency:
@@ -251,6 +275,22 @@ async def _call(asking: Asking, node: NodeId, request: m.Request[R], numbers: li
     asking.patience.learn(_kind(request), time.monotonic() - started)
     problems: m.Failures = getattr(reply, "failed", {})
     return Part([reply], {n: from_problem(p) for n, p in problems.items()})
+
+
+def _applied(reply: m.Reply) -> Positions:
+    """How far each shard of a reply was read."""
+    applied: Positions = getattr(reply, "applied", {})
+    return applied
+
+
+def showings(reply: m.Reply) -> Iterator[tuple[int, Showing]]:
+    """What a reply says of batches over several shards, by shard."""
+    said: m.Showings = getattr(reply, "showing", {})
+    for n, (_, seq) in _applied(reply).items():
+        if here := said.get(n):
+            yield n, Showing(Seq(seq), frozenset(here.pending), here.latest)
+        else:
+            yield n, Showing(Seq(seq))
 
 
 def _kind(request: m.Request[R]) -> str:

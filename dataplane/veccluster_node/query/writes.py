@@ -7,6 +7,7 @@ answer: it can acknowledge nothing any more that the next one does not have.
 
 import asyncio
 import time
+from typing import TypeVar
 
 from veccluster.decisions import routing
 from veccluster.decisions.routing import Again
@@ -14,6 +15,8 @@ from veccluster.errors import OutcomeUnknown, VecClusterError
 from veccluster.model.state import Shard
 from veccluster_node.peer import messages as m
 from veccluster_node.query.asking import Asking, either, pauses
+
+R = TypeVar("R", bound=m.Reply)
 
 QUICK = 0.5
 """Seconds after which the shard's record is watched as well: nearly every write has been answered by then."""
@@ -26,7 +29,7 @@ async def write(asking: Asking, request: m.Write, *, timeout: float) -> m.Writte
     for pause in pauses():
         asked = asking.record(request.shard)
         try:
-            return await _ask_primary(asking, asked, request, deadline)
+            return await ask_primary(asking, asked, request, deadline)
         except VecClusterError as error:
             if error.status < 500:
                 raise
@@ -47,7 +50,7 @@ def _verdict(error: VecClusterError, lost: bool) -> VecClusterError:
     return error
 
 
-async def _ask_primary(asking: Asking, asked: Shard, request: m.Write, deadline: float) -> m.Written:
+async def ask_primary(asking: Asking, asked: Shard, request: m.Request[R], deadline: float) -> R:
     """Its answer, unless another node becomes primary first."""
     left = max(deadline - time.monotonic(), 0.001)
     call = asyncio.ensure_future(asking.call(asked.primary.node, request, left))

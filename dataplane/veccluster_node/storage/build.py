@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class Job(msgspec.Struct, frozen=True):
     """The generation whose graph is added to."""
     older: tuple[str, ...]
     """Generations of the list that hold seqs up to `after`; their dead are noted."""
+    ends_as: str | None = None
+    """A generation that ends at `through`, too: it knows better what was undecided there."""
     threads: int = 1
 
 
@@ -71,7 +74,7 @@ def run(job: Job) -> generations.Manifest:
     out.mkdir(parents=True)
     snapshots = Snapshots(Path(job.records))
     try:
-        floor, lineage, seqs = _write_rows(job, snapshots, out)
+        state, seqs = _write_rows(job, snapshots, out)
     finally:
         snapshots.close()
     failpoints.hit("build.rows")
@@ -81,9 +84,11 @@ def run(job: Job) -> generations.Manifest:
         out,
         after=job.after,
         through=job.through,
-        floor=floor,
-        epoch=lineage.newest,
-        lineage=lineage.cut(Seq(job.through)),
+        floor=state.floor,
+        epoch=state.lineage.newest,
+        lineage=state.lineage.cut(Seq(job.through)),
+        undecided=_undecided(job, state),
+        latest=dict(state.latest),
         rows=len(seqs),
         dimension=job.dimension,
         metric=job.metric,
@@ -91,8 +96,25 @@ def run(job: Job) -> generations.Manifest:
     )
 
 
-def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[int, Lineage, U64]:
-    """Write everything but the graph; returns the state it is from, its lineage, and the seqs."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The state of the rows that a generation is made from."""
+
+    floor: int
+    lineage: Lineage
+    undecided: frozenset[Seq]
+    latest: Mapping[int, Seq]
+
+
+def _undecided(job: Job, state: _State) -> tuple[Seq, ...]:
+    if job.ends_as:
+        with suppress(StorageCorrupt):
+            return generations.read_manifest(Path(job.ends_as)).undecided
+    return tuple(sorted(state.undecided))
+
+
+def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[_State, U64]:
+    """Write everything but the graph; returns the state it is from, and the seqs."""
     kept: list[U64] = []
     with (
         (out / VECTORS).open("wb") as vector_file,
@@ -109,11 +131,12 @@ def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[int, Lineage
     (out / SEQS).write_bytes(seqs.astype("<u8").tobytes())
     with snapshots.take() as snapshot:
         living = snapshot.live_seqs(0, job.after) if job.older else np.zeros(0, np.uint64)
-        floor, lineage = snapshot.applied_seq, snapshot.lineage()
+        showing = snapshot.showing()
+        state = _State(showing.applied, snapshot.lineage(), snapshot.undecided(job.through), showing.latest)
     dead = [np.setdiff1d(np.fromfile(Path(p) / SEQS, "<u8"), living) for p in job.older]
     dead += [generations.dead_seqs(Path(p)) for p in job.older]
     (out / DEAD).write_bytes(np.unique(np.concatenate([np.zeros(0, np.uint64), *dead])).astype("<u8").tobytes())
-    return floor, lineage, seqs
+    return state, seqs
 
 
 def _rows(job: Job, snapshots: Snapshots) -> Iterator[tuple[U64, F32, pa.RecordBatch]]:

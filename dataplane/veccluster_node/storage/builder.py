@@ -178,6 +178,7 @@ class Builder:
             graph=build.graph,
             base=str(self._shelf.path / base.name) if base else None,
             older=tuple(str(self._shelf.path / s.name) for s in slots[: build.first] if not s.damaged),
+            ends_as=None if build.tail else str(self._shelf.path / merged[-1].name),
             threads=self._settings.build_threads,
         )
         started = time.monotonic()
@@ -227,7 +228,7 @@ class Builder:
             raise Unavailable(error.detail) from error
 
     def _switch(self, build: Build, slot: Slot, floor: int) -> None:
-        """Put a generation to use, then trim what two lists of generations cover."""
+        """Put a generation to use, then trim what two lists of generations cover and need no more."""
         feed = self._writer.state.feed
         names = [s.name for s in feed.slots]
         names[build.first : build.last] = [slot.name]
@@ -236,6 +237,9 @@ class Builder:
         self._in_writer(lambda: feed.replace(build.first, build.last, slot, floor=floor))
         previous = self._shelf.current.previous
         covered = generations.range_of(previous[-1])[1] if previous else 0
+        for newest in (names[-1], *previous[-1:]):
+            if (first := generations.needed_of_the_log(self._shelf.path / newest)) is not None:
+                covered = min(covered, first - 1)
         if covered:
             make_durable(self._path / ROWS)
             failpoints.hit("trim")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -32,14 +32,15 @@ from veccluster.errors import (
     Unavailable,
     VecClusterError,
 )
-from veccluster.model.state import ReadConsistency, Seq
+from veccluster.model.state import Seq
 from veccluster_node.storage import epochs, failpoints, operations, snapshots
+from veccluster_node.storage.deciding import Deciding
 from veccluster_node.storage.files import disk_usage, is_no_space, reason, write_durably
 from veccluster_node.storage.operations import Written
 from veccluster_node.storage.recent import RecentRecords
 from veccluster_node.storage.recovery import SUSPECT, Recovered
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
-from veccluster_node.storage.surroundings import Progress, Standing, Surroundings
+from veccluster_node.storage.surroundings import Progress, Reading, Standing, Surroundings
 
 _FULL = "the disk is full; make room, and the shard takes writes again when it has been opened anew"
 _IN_THE_LOG = "the write is in the log; it shows when the shard is opened again"
@@ -51,17 +52,6 @@ _APPLY_OPERATIONS = 4096
 """Applied in one transaction, about."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Reading:
-    """A read that waits for leave to look at the rows; the result is the position that it shows at least."""
-
-    id: str
-    level: ReadConsistency
-    at_least: Seq
-    until: float
-    future: Future[Position] = field(default_factory=Future)
 
 
 class Conductor:
@@ -91,6 +81,9 @@ class Conductor:
         """Why it takes no more writes until it is opened again; `_broken` is one that opening again does not mend."""
         self.writes: dict[str, list[Future[Written]]] = {}
         self.standing = Standing(me)
+        self.deciding = Deciding(self, spec.shard, surroundings, settings.decision_patience)
+        self.make_room: Callable[[], None] = lambda: None
+        """Gives up the reserve if the disk is full, for what must be logged even then."""
         self._path = path
         self._spec = spec
         self._settings = settings
@@ -120,6 +113,8 @@ class Conductor:
         for effect in self.rules.handle(event):
             self._do(effect)
         self._results.clear()
+        if not isinstance(event, on.Write | on.Read | on.Synced):
+            self.deciding.look()
 
     def _is_sole(self) -> bool:
         """Whether this doubtful copy serves, since it is the only one, and may be copied.
@@ -262,6 +257,7 @@ class Conductor:
             return
         self._applied()
         self._go_on_reading()
+        self.deciding.look()
 
     def _groups(self, after: Seq, through: Seq) -> Iterator[list[operations.Record]]:
         group: list[operations.Record] = []
@@ -414,6 +410,7 @@ class Conductor:
             if not reading.future.done():
                 reading.future.set_exception(error)
         self._reads, self._behind = {}, []
+        self.deciding.end(error)
 
     # -- failing
 

@@ -81,6 +81,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileInfo]
     lineage: Lineage | None = None
     """Which epoch wrote what, up to `through`; generations from before lineages were kept do not say."""
+    undecided: tuple[Seq, ...] = ()
+    """Prepares of batches over several shards up to `through` that were not decided there (15): what rows that are
+    made anew from here need of the log, besides what is behind `through`."""
+    latest: dict[int, Seq] = {}
+    """As in `Showing`, at `floor`: to say more than is shown makes a reader wait, and wrong nothing."""
 
     def history(self) -> Lineage:
         """Its lineage, or the best guess: all of it was written in the epoch that wrote last."""
@@ -177,6 +182,14 @@ def map_vectors(path: Path, dimension: int) -> np.ndarray[tuple[int, ...], np.dt
             return np.zeros((0, dimension), np.float32)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, "<f4").reshape(-1, dimension)
+
+
+def needed_of_the_log(path: Path) -> int | None:
+    """The first seq up to `through` that is needed besides the generation at `path`, if any; what cannot be read is of
+    no use, and needs nothing.
+    """
+    manifest = _manifest_or_none(path)
+    return min(manifest.undecided, default=None) if manifest else None
 
 
 def dead_seqs(path: Path) -> U64:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from veccluster.decisions.replication import atomic
+from veccluster.model.state import Revision, Seq
+
 if TYPE_CHECKING:
     from veccluster.decisions.filters import Filter
 
@@ -32,8 +35,51 @@ class Nothing(msgspec.Struct, frozen=True, array_like=True, tag="n"):
     """Takes a seq and changes nothing: what a `DeleteWhere` that matches nothing leaves, so that a retry finds it."""
 
 
+class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="p"):
+    """Keep this shard's part of a batch over several shards until it is decided (15); alone in its record.
+
+    `content` are its `count` operations, encoded by `encode_content`.
+    """
+
+    operation: str
+    attempt: int
+    participants: tuple[int, ...]
+    count: int
+    content: bytes
+
+    @property
+    def batch(self) -> atomic.Batch:
+        """The attempt that it is part of."""
+        return atomic.Batch(self.operation, self.attempt)
+
+    def meaning(self) -> atomic.Prepare:
+        """What it is to the rules, which do not look at the operations."""
+        return atomic.Prepare(self.batch, self.participants, self.count, b"")
+
+
+class Decide(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """Apply, or drop, what was prepared; alone in its record, which has a seq for each operation that it applies."""
+
+    operation: str
+    attempt: int
+    verdict: atomic.Verdict
+    prepared: dict[int, Seq]
+    revision: Revision
+
+    @classmethod
+    def of(cls, decision: atomic.Decision) -> "Decide":
+        """How a decision is put in the log."""
+        return cls(*decision.batch, decision.verdict, dict(decision.prepared), decision.revision)
+
+    def meaning(self) -> atomic.Decision:
+        """What it is to the rules."""
+        return atomic.Decision(
+            atomic.Batch(self.operation, self.attempt), self.verdict, dict(self.prepared), self.revision
+        )
+
+
 Op = Upsert | Delete
-LoggedOp = Upsert | Delete | Nothing
+LoggedOp = Upsert | Delete | Nothing | Prepare | Decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +90,10 @@ class DeleteWhere:
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """What one log record says besides its place: `ops[i]` has seq first_seq + i. `time_ns` is the primary's clock."""
+    """What one log record says besides its place: `ops[i]` has seq first_seq + i. `time_ns` is the primary's clock.
+
+    A `Decide` stands for the operations that were prepared.
+    """
 
     time_ns: int
     op_id: str
@@ -104,8 +153,19 @@ class Written:
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
 _head_decoder = msgspec.msgpack.Decoder(_Head)
+_content_decoder = msgspec.msgpack.Decoder(tuple[Op, ...])
 
 
 def encode_batch(time_ns: int, op_id: str, ops: Sequence[LoggedOp]) -> bytes:
     """Encode a batch for the log."""
     return _encoder.encode(Batch(time_ns, op_id, tuple(ops)))
+
+
+def encode_content(ops: Sequence[Op]) -> bytes:
+    """Encode the operations of a batch that is to be prepared."""
+    return _encoder.encode(tuple(ops))
+
+
+def decode_content(content: bytes) -> tuple[Op, ...]:
+    """The operations of a batch that was prepared."""
+    return _content_decoder.decode(content)

@@ -12,7 +12,7 @@ forgets its beginning.
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,16 @@ import numpy as np
 import xxhash
 
 from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, to_sql
+from veccluster.decisions.replication.atomic import Batch as Part
+from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
 from veccluster.decisions.replication.values import EMPTY, Lineage, Run
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import digests, failpoints
 from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
-from veccluster_node.storage.operations import Batch, Delete, Nothing, Record, Upsert, Written
+from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
+from veccluster_node.storage.operations import Batch, Decide, Delete, Nothing, Prepare, Record, Upsert, Written
 
 FORMAT = 1
 ROWS = "records.sqlite"
@@ -125,19 +128,30 @@ class Records:
     """The writing side. Not thread-safe: it belongs to the thread that applies."""
 
     def __init__(
-        self, path: Path, *, filterable: Sequence[str] = (), check_below: int = 512 << 20, history: Lineage = EMPTY
+        self,
+        path: Path,
+        *,
+        number: int = 0,
+        filterable: Sequence[str] = (),
+        check_below: int = 512 << 20,
+        history: Lineage = EMPTY,
     ) -> None:
         """Open or create; `StorageCorrupt` when the file is damaged (checked whole when smaller than `check_below`
-        bytes). `history` is what the log knows: it fills in for rows from before lineages were kept.
+        bytes). `number` is the shard's. `history` is what the log knows: it fills in for rows from before lineages
+        were kept.
         """
         self.path = path
         self.lineage = EMPTY
         """Which epoch wrote what was applied."""
+        self.ledger: Ledger
+        """The batches over several shards that are prepared and not decided (without their operations)."""
         with corruption_named(path):
             self._db = _connect(path, read_only=False)
             try:
                 self._prepare(filterable, check_below)
                 self._know_lineage(history)
+                self._tables = LedgerTables(self._db, number, path.name)
+                self.ledger = self._tables.read()
             except BaseException:
                 self._db.close()
                 raise
@@ -157,7 +171,7 @@ class Records:
             problems = [line for line in said if line != "ok"]
             if problems:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {'; '.join(problems)}")
-        db.executescript(_SCHEMA)
+        db.executescript(_SCHEMA + LEDGER_SCHEMA)
         db.execute(f"PRAGMA user_version={FORMAT}")
         self._index(filterable)
         self.applied_seq = self._meta("applied_seq")
@@ -213,11 +227,11 @@ class Records:
 
         `publish` is told what will change before it can be seen by any reader. When this raises, nothing was applied.
         """
-        batches = [(record, record.batch()) for record in records]
-        lineage = self.lineage
+        lineage, ledger = self.lineage, self.ledger.copy()
         for record in records:
             lineage = lineage.followed_by(Epoch(record.epoch), Seq(record.first_seq))
         with corruption_named(self.path), self._transaction():
+            batches = [(record, self._meant(ledger, record, record.batch())) for record in records]
             changes = self._plan(batches)
             self._store(changes, batches)
             self._add_runs(lineage.runs[len(self.lineage.runs) :])
@@ -225,6 +239,7 @@ class Records:
             failpoints.hit("records.commit")
         self.digests.commit(records[-1].first_seq - 1, changes.applied_seq)
         self.applied_seq, self.epoch, self.lineage = changes.applied_seq, records[-1].epoch, lineage
+        self.ledger = ledger
         self.live += len(changes.born) - len(changes.died)
         return changes
 
@@ -239,6 +254,22 @@ class Records:
                 self._db.execute("ROLLBACK")
             raise
 
+    def _meant(self, ledger: Ledger, record: Record, batch: Batch) -> Batch:
+        """What a record does to the rows, once the ledger has what it says of a batch over several shards (15)."""
+        match batch.ops:
+            case (Prepare() as prepare,):
+                self._tables.prepare(ledger, prepare, Seq(record.last_seq))
+                return Batch(batch.time_ns, batch.op_id, (Nothing(),))
+            case (Decide() as decide,):
+                ops = self._tables.decide(ledger, decide.meaning(), record)
+                return Batch(batch.time_ns, batch.op_id, ops or (Nothing(),))
+        return batch
+
+    def standing(self, part: Part) -> Standing | None:
+        """How an operation over several shards stands here, in this attempt or a later one (`Ledger.standing`)."""
+        with corruption_named(self.path):
+            return self._tables.standing(self.ledger, part)
+
     def _plan(self, batches: Sequence[tuple[Record, Batch]]) -> Changes:
         """Work out, in order, which rows the batches make and unmake; a row replaced within the group is never
         stored.
@@ -248,7 +279,7 @@ class Records:
         for record, batch in batches:
             upserted = deleted = 0
             for seq, op in enumerate(batch.ops, record.first_seq):
-                if isinstance(op, Nothing):
+                if not isinstance(op, Upsert | Delete):
                     continue
                 old = current.pop(op.id, None)
                 if old is not None and changes.born.pop(old, None) is None:
@@ -289,6 +320,7 @@ class Records:
                 "(SELECT last_seq FROM operations ORDER BY last_seq DESC LIMIT 1 OFFSET ?)",
                 (_KEPT_OPERATIONS,),
             )
+            self._tables.prune()
         live = self.live + len(changes.born) - len(changes.died)
         as_of = {digests.AS_OF: changes.applied_seq}
         self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live, **as_of)
@@ -315,10 +347,21 @@ class Records:
     def _set_meta(self, **values: int) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta(key, value) VALUES (?,?)", list(values.items()))
 
-    def restore(self, rows: Iterable[tuple[int, str, bytes, bytes]], *, applied_seq: int, lineage: Lineage) -> None:
-        """Fill an empty file with rows (seq, id, metadata, vector) as they were known at `applied_seq`."""
-        epoch = lineage.newest
+    def restore(
+        self,
+        rows: Iterable[tuple[int, str, bytes, bytes]],
+        *,
+        applied_seq: int,
+        lineage: Lineage,
+        latest: Mapping[int, Seq] = {},
+        prepares: Iterable[Record] = (),
+    ) -> None:
+        """Fill an empty file with rows (seq, id, metadata, vector) as they were known at `applied_seq`; `prepares` are
+        the records of the batches over several shards that were not decided then, `latest` is as in `Showing`.
+        """
+        epoch, ledger = lineage.newest, self.ledger.copy()
         with self._transaction():
+            self._tables.restore(ledger, latest, prepares)
             self.digests.change(self._insert(rows), ())
             self.digests.store(applied_seq, applied_seq)
             failpoints.hit("records.restore")
@@ -326,7 +369,7 @@ class Records:
             self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live, **{digests.AS_OF: applied_seq})
             self._add_runs(lineage.runs)
         self.digests.commit(applied_seq, applied_seq)
-        self.applied_seq, self.epoch, self.lineage = applied_seq, epoch, lineage
+        self.applied_seq, self.epoch, self.lineage, self.ledger = applied_seq, epoch, lineage, ledger
 
     def result_of(self, op_id: str) -> Written | None:
         """What became of the batch with this operation id, as long as that is remembered."""
@@ -365,6 +408,14 @@ class Snapshot:
     def lineage(self) -> Lineage:
         """Which epoch wrote what had been applied."""
         return _read_lineage(self._db)
+
+    def showing(self) -> Showing:
+        """What this state says of batches over several shards (15)."""
+        return read_showing(self._db, Seq(self.applied_seq))
+
+    def undecided(self, through: int) -> frozenset[Seq]:
+        """The prepares that were in the log and not decided when `through` was applied, as far as is remembered."""
+        return undecided_at(self._db, through)
 
     def matching(self, filter_: Filter, limit: int = -1) -> U64:
         """Seqs (n,) that a filter matches, ascending; when there are more than `limit`, just any `limit` of them."""

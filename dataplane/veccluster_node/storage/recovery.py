@@ -179,13 +179,13 @@ class Recovery:
     # -- rows
 
     def _open_records(self, log: Log, shelf: Shelf) -> Records:
-        path, suspect = self.path / ROWS, self.path / SUSPECT
+        path, suspect, number = self.path / ROWS, self.path / SUSPECT, self.spec.shard.number
         why = f"a checksum in {ROWS} did not hold" if suspect.exists() else None
         if why is None and not path.exists() and (log.first_seq > 1 or shelf.current.generations):
             why = f"{ROWS} is missing"
         if why is None:
             try:
-                return Records(path, filterable=self.spec.filterable, history=log.lineage)
+                return Records(path, number=number, filterable=self.spec.filterable, history=log.lineage)
             except StorageCorrupt as error:
                 if "is newer than" in error.detail:
                     raise
@@ -203,16 +203,22 @@ class Recovery:
             self._doubt(_END_UNKNOWN.format(seq=log.last_seq))
         for file in self.path.glob(f"{ROWS}*"):
             file.replace(file.with_name(f"damaged-{file.name}"))
-        records = Records(path, filterable=self.spec.filterable)
+        records = Records(path, number=self.spec.shard.number, filterable=self.spec.filterable)
         for names in (shelf.current.generations, shelf.current.previous, ()):
             whole = self._open_whole(shelf, names)
             if whole is None:
                 continue
             through = whole[-1].manifest.through if whole else 0
-            if through + 1 < log.first_seq:
+            undecided = whole[-1].manifest.undecided if whole else ()
+            if min((*undecided, through + 1)) < log.first_seq:
                 continue
-            lineage = whole[-1].manifest.history() if whole else EMPTY
-            records.restore(_living_rows(whole), applied_seq=through, lineage=lineage)
+            records.restore(
+                _living_rows(whole),
+                applied_seq=through,
+                lineage=whole[-1].manifest.history() if whole else EMPTY,
+                latest=whole[-1].manifest.latest if whole else {},
+                prepares=[next(log.read(at - 1, at)) for at in undecided],
+            )
             self._warn(
                 "records_rebuilt",
                 f"the rows are made anew from generations and log, since {why}",

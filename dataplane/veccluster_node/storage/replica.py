@@ -12,21 +12,23 @@ from pathlib import Path
 
 from veccluster.decisions.filters import Filter
 from veccluster.decisions.integrity import Digest
+from veccluster.decisions.replication import atomic
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Member, Position
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
 from veccluster_node.storage import failpoints
 from veccluster_node.storage import scrub as scrubs
 from veccluster_node.storage.builder import Builder
-from veccluster_node.storage.conductor import Reading
+from veccluster_node.storage.deciding import Settling
 from veccluster_node.storage.files import tree_size
 from veccluster_node.storage.inspection import Inspection, inspect
-from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
+from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Prepare, Upsert, Written, encode_content
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
 from veccluster_node.storage.search import Hit, Query, Reader, Results, Rows, Stored, Total
 from veccluster_node.storage.settings import ReplicaSpec, ReplicaStats, StorageSettings
-from veccluster_node.storage.surroundings import Standing, Surroundings
+from veccluster_node.storage.surroundings import Reading, Standing, Surroundings
 from veccluster_node.storage.writer import Writer
 
 __all__ = [
@@ -177,6 +179,38 @@ class Replica:
         `OutcomeUnknown`: it may show.
         """
         return self._writer.write(ops, op_id=op_id, time_ns=time_ns, level=level)
+
+    def prepare(
+        self,
+        batch: atomic.Batch,
+        participants: Sequence[int],
+        ops: Sequence[Op],
+        *,
+        time_ns: int,
+        level: WriteConsistency = WriteConsistency.one,
+    ) -> Future[atomic.Standing]:
+        """Queue this shard's part of a batch over several shards (15): how the operation stands here once it cannot be
+        lost, in this attempt or a later one. Nothing of it is visible before `know` tells that it is decided.
+
+        Errors of the future are those of `write`, after any of which but `InvalidRequest` it may be prepared.
+        """
+        prepare = Prepare(batch.operation, batch.attempt, tuple(participants), len(ops), encode_content(ops))
+        return self._writer.prepare(prepare, ops, time_ns=time_ns, level=level)
+
+    def settle(self, batch: atomic.Batch, level: WriteConsistency = WriteConsistency.one) -> Future[Written]:
+        """Wait until what was decided about a batch is applied here, and cannot be lost; `NotPrimary` otherwise."""
+        settling = Settling(batch, level)
+        self._writer.settle(settling)
+        return settling.future
+
+    def know(self, known: Known) -> None:
+        """Tell it what etcd says of batches over several shards; returns at once."""
+        self._writer.know(known)
+
+    def showing(self) -> atomic.Showing:
+        """What is applied of batches over several shards."""
+        with self._noticing_damage(), self._reader.snapshot() as snapshot:
+            return snapshot.showing()
 
     def may_read(self, level: ReadConsistency, at_least: Seq, patience: float) -> Future[Position]:
         """Wait for leave to read at a level, at most `patience` seconds for `at_least` to be applied (rule 13).

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from veccluster.decisions.filters import Filter
+from veccluster.decisions.replication.atomic import Showing
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import IndexParameters, Metric
 from veccluster_node.storage.calibration import candidates, reach, with_ghosts
@@ -80,10 +81,11 @@ class Stored:
 class Results(list[list[Hit]]):
     """A list of hits for each query, in order, as of the state after `applied_seq`."""
 
-    def __init__(self, hits: Sequence[list[Hit]], applied_seq: int, epoch: int) -> None:
+    def __init__(self, hits: Sequence[list[Hit]], snapshot: Snapshot) -> None:
         super().__init__(hits)
-        self.applied_seq = applied_seq
-        self.epoch = epoch
+        self.applied_seq = snapshot.applied_seq
+        self.epoch = snapshot.epoch
+        self.showing = snapshot.showing()
 
 
 class Rows(list[T]):
@@ -93,6 +95,7 @@ class Rows(list[T]):
         super().__init__(rows)
         self.applied_seq = snapshot.applied_seq
         self.epoch = snapshot.epoch
+        self.showing = snapshot.showing()
 
 
 class Total(int):
@@ -100,12 +103,13 @@ class Total(int):
 
     applied_seq: int
     epoch: int
+    showing: Showing
 
     @classmethod
     def of(cls, number: int, snapshot: Snapshot) -> "Total":
         """The number in that state."""
         made = cls(number)
-        made.applied_seq, made.epoch = snapshot.applied_seq, snapshot.epoch
+        made.applied_seq, made.epoch, made.showing = snapshot.applied_seq, snapshot.epoch, snapshot.showing()
         return made
 
 
@@ -262,7 +266,7 @@ class _Search:
             self._unfiltered()
         else:
             self._filtered(self.query.filter)
-        return Results(self._answers(), self.at, self.snapshot.epoch)
+        return Results(self._answers(), self.snapshot)
 
     def _unfiltered(self) -> None:
         queries = np.arange(len(self.vectors))

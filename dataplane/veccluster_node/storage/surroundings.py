@@ -4,12 +4,14 @@ The replica's thread must never wait for a network, so every method of `Surround
 arrives as an event (`Replica.feed`) or not at all, which the rules allow.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import NO_EPOCH, NOTHING, Configuration, Member, Position
-from veccluster.model.state import Epoch, Revision, Seq, ShardId
+from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq, ShardId
 
 
 class Surroundings(Protocol):
@@ -29,6 +31,9 @@ class Surroundings(Protocol):
 
     def read_configuration(self, shard: ShardId) -> None:
         """Read the shard's record; it comes as `Seen`."""
+
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        """Create the key of a decision, if none is there and none were forgotten since; it shows in what is known."""
 
     def changed(self, shard: ShardId) -> None:
         """Whoever decides about this replica should look again."""
@@ -67,3 +72,14 @@ class Standing:
     heard: float = 0.0
     others: tuple[Progress, ...] = ()
     """The other members, if it is primary."""
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """A read that waits for leave to look at the rows; the result is the position that it shows at least."""
+
+    id: str
+    level: ReadConsistency
+    at_least: Seq
+    until: float
+    future: Future[Position] = field(default_factory=Future)

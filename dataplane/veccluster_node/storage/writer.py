@@ -12,17 +12,20 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import structlog
 
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic import Standing
+from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.messages import Replicate
 from veccluster.decisions.replication.values import Member, Position
 from veccluster.errors import InsufficientStorage, InvalidRequest, OutcomeUnknown, Unavailable, VecClusterError
 from veccluster.model.state import Seq, WriteConsistency
-from veccluster_node.storage.conductor import Conductor, Reading
+from veccluster_node.storage.conductor import Conductor
+from veccluster_node.storage.deciding import Settling
 from veccluster_node.storage.distance import unusable
 from veccluster_node.storage.files import disk_usage, reason
 from veccluster_node.storage.operations import (
@@ -31,13 +34,14 @@ from veccluster_node.storage.operations import (
     LoggedOp,
     Nothing,
     Op,
+    Prepare,
     Upsert,
     Written,
     encode_batch,
 )
 from veccluster_node.storage.recovery import Recovered
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
-from veccluster_node.storage.surroundings import Surroundings
+from veccluster_node.storage.surroundings import Reading, Surroundings
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -54,10 +58,21 @@ class _Write:
 
 
 @dataclass(slots=True, eq=False)
+class _Preparing:
+    ops: Prepare
+    time_ns: int
+    level: WriteConsistency
+    size: int
+    future: Future[Standing] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False)
 class _Call(Generic[_T]):
     function: Callable[[], _T]
     future: Future[_T] = field(default_factory=Future)
     size: int = 0
+    is_hasty: bool = False
+    """It need not see what was queued before it."""
 
     def run(self) -> None:
         try:
@@ -72,7 +87,7 @@ class _Event:
     size: int = 0
 
 
-_Item = _Write | _Call[object] | _Event | Reading
+_Item = _Write | _Preparing | _Call[object] | _Event | Reading
 
 
 class Writer:
@@ -99,12 +114,13 @@ class Writer:
         self._queue: deque[_Item] = deque()
         self._pending = 0
         """Bytes of writes and messages that are queued or have no answer yet."""
-        self._held: deque[_Write] = deque()
+        self._held: deque[_Write | _Preparing] = deque()
         """Writes that wait until a `DeleteWhere` before them can see what it deletes."""
         self._full = False
         self._changed = threading.Condition()
         self._closing = False
         self._synced = 0.0
+        self._conductor.make_room = self._make_room
         self._thread = threading.Thread(target=self._run, name=f"writer-{spec.shard}", daemon=True)
         self._keep_reserve()
         self._thread.start()
@@ -129,6 +145,34 @@ class Writer:
         except VecClusterError as error:
             write.future.set_exception(error)
         return write.future
+
+    def prepare(
+        self, prepare: Prepare, ops: Sequence[Op], *, time_ns: int, level: WriteConsistency
+    ) -> Future[Standing]:
+        """Queue a shard's part of a batch; see `Replica.prepare`."""
+        size = len(prepare.content)
+        preparing = _Preparing(prepare, time_ns, level, size)
+        try:
+            self._check(ops)
+            self._put(preparing, bounded=True)
+            preparing.future.add_done_callback(lambda _: self._release(size))
+        except VecClusterError as error:
+            preparing.future.set_exception(error)
+        return preparing.future
+
+    def settle(self, settling: Settling) -> None:
+        """Queue a request for the outcome of a batch; see `Replica.settle`."""
+        self._hasten(lambda: self._conductor.deciding.settle(settling), settling.future)
+
+    def know(self, known: Known) -> None:
+        """Tell what etcd says of batches over several shards."""
+        self._hasten(lambda: self._conductor.deciding.know(known), Future())
+
+    def _hasten(self, function: Callable[[], None], future: "Future[_T]") -> None:
+        try:
+            self._put(_Call(function, is_hasty=True), bounded=False)
+        except Unavailable as error:
+            future.set_exception(error)
 
     def feed(self, event: on.Event) -> None:
         """Queue an event; a message that finds the queue full is lost, and will be sent again."""
@@ -267,11 +311,12 @@ class Writer:
         self._full = disk_usage(self._path) >= self._settings.full_at
         for item in group:
             match item:
-                case _Write():
+                case _Write() | _Preparing():
                     self._held.append(item)
                     self._admit()
                 case _Call():
-                    self._conductor.flush()
+                    if not item.is_hasty:
+                        self._conductor.flush()
                     item.run()
                 case Reading():
                     self._conductor.read(item)
@@ -279,7 +324,7 @@ class Writer:
                     self._happened(event)
                     self._release(size)
         self._conductor.flush()
-        while self._held and self._admit():
+        while self._conductor.deciding.go_on() or (self._held and self._admit()):
             self._conductor.flush()
         if not self._full:
             self._keep_reserve()
@@ -306,10 +351,16 @@ class Writer:
         ahead = state.records.applied_seq < state.rules.journal.last
         return ahead and state.rules.primary is not None and state.failure is None
 
-    def _order(self, write: _Write) -> None:
+    def _order(self, write: _Write | _Preparing) -> None:
         """Let the rules order it, or refuse it before that."""
         state = self._conductor
         if write.future.done():
+            return
+        if isinstance(write, _Preparing):
+            try:
+                state.deciding.prepare(write.ops, write.level, lambda: self._prepared(write), write.future)
+            except VecClusterError as error:
+                write.future.set_exception(error)
             return
         try:
             if state.failure:
@@ -332,9 +383,24 @@ class Writer:
         ops = self._resolve(write.ops)
         if self._full:
             if any(isinstance(op, Upsert) for op in ops):
-                raise InsufficientStorage(f"the disk is {self._settings.full_at:.0%} full; deletes and reads go on")
-            self._reserve.unlink(missing_ok=True)  # so that what deletes can still be logged
+                raise self._no_room()
+            self._make_room()
         return encode_batch(write.time_ns, write.op_id, ops), len(ops)
+
+    def _prepared(self, write: _Preparing) -> bytes:
+        if self._conductor.failure:
+            raise type(self._conductor.failure)(self._conductor.failure.detail)
+        if self._full:
+            raise self._no_room()
+        return encode_batch(write.time_ns, write.ops.batch.prepare_id, (write.ops,))
+
+    def _no_room(self) -> InsufficientStorage:
+        return InsufficientStorage(f"the disk is {self._settings.full_at:.0%} full; deletes and reads go on")
+
+    def _make_room(self) -> None:
+        """So that what deletes, or what decides about what is stored already, can still be logged."""
+        if self._full:
+            self._reserve.unlink(missing_ok=True)
 
     def _resolve(self, ops: Sequence[LoggedOp] | DeleteWhere) -> Sequence[LoggedOp]:
         if not isinstance(ops, DeleteWhere):
@@ -344,7 +410,8 @@ class Writer:
     def _give_up(self, group: Sequence[_Item], error: VecClusterError) -> None:
         """Answer whoever still waits: what was not ordered is not stored, of the rest nobody knows."""
         self._conductor.refuse_all(error)
-        waiting = [*(w.future for w in self._held), *(i.future for i in group if isinstance(i, _Write))]
+        asked = [i for i in group if isinstance(i, _Write | _Preparing)]
+        waiting: list[Future[Any]] = [w.future for w in (*self._held, *asked)]
         self._held.clear()
         for future in waiting:
             if not future.done():
