@@ -34,7 +34,7 @@ format: $(STAMP) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 
 test: check ## everything that must pass before a change lands, under five minutes
-	$(BIN)/pytest -m "not slow and not root" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not e2e" -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/pytest -m slow
@@ -89,7 +89,7 @@ cluster-status: $(STAMP) ## whether it is healthy, and where its kubeconfig is
 
 e2e: $(STAMP) ## the tests that need root: real nodes under faults, and a real Kubernetes; ARGS="-k name" chooses some of the latter
 	@$(BIN)/python -m e2e.cluster prepare
-	$(if $(ARGS),,$(BIN)/pytest tests/chaos -m "root and not slow")
+	$(if $(ARGS),,$(BIN)/pytest tests -m "e2e and not slow")
 	$(BIN)/pytest e2e --timeout 600 $(ARGS)
 
 clean: ## remove the environment and every cache

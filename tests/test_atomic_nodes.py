@@ -17,6 +17,8 @@ from support.nodes import Nodes
 from veccluster import Client
 from veccluster.decisions import hashing
 
+pytestmark = pytest.mark.e2e
+
 FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
 DIMENSION = 4
 SHARDS = 4

@@ -19,6 +19,8 @@ from veccluster.model.state import Shard, ShardId
 from veccluster_node.metadata.keys import decode_shard
 from veccluster_node.storage.digests import row_hash
 
+pytestmark = pytest.mark.e2e
+
 SPEC = {"failover": {"heartbeat": "200ms", "timeout": "1s"}, "tuning": {"snapshotInterval": "2s"}}
 OFTEN = {"integrity": {"scrub_every": 0.5, "scrub_rate": 1 << 30, "compare_every": 0.5}}
 VECTORS = np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)

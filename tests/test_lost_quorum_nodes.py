@@ -21,7 +21,7 @@ from veccluster.model.state import Shard, ShardId
 from veccluster_cli.main import main
 from veccluster_node.metadata.keys import decode_shard
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 VECTORS = np.eye(16, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(16)]

@@ -110,6 +110,7 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
     nodes.wait_healthy()
 
 
+@pytest.mark.e2e
 def test_a_copy_on_a_node_that_stays_away_is_made_on_another(etcd: EtcdCluster) -> None:
     with Nodes(4, etcd=etcd, spec=FAST) as nodes, nodes.client(timeout=30.0) as client:
         for number in range(4):  # with a patience that a test has

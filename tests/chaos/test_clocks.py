@@ -9,7 +9,7 @@ import pytest
 
 from chaos import clocks
 
-pytestmark = pytest.mark.root
+pytestmark = pytest.mark.e2e
 
 TELL = """
 import sys, time, datetime

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.root
+pytestmark = pytest.mark.e2e
 
 
 def inside(code: str, tmp_path: Path) -> str:
