@@ -12,6 +12,8 @@ from support.nodes import Nodes
 from veccluster import Client
 from veccluster.errors import VecClusterError
 
+pytestmark = pytest.mark.e2e
+
 DIMENSION = 16
 WRITERS = 3
 IDS_OF_ONE = 400

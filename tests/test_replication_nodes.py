@@ -15,6 +15,8 @@ from veccluster.client.results import CollectionInfo
 from veccluster.model.state import Shard, ShardId
 from veccluster_node.metadata.keys import decode_shard
 
+pytestmark = pytest.mark.e2e
+
 VECTORS = np.eye(16, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(16)]
 FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
@@ -110,7 +112,6 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
     nodes.wait_healthy()
 
 
-@pytest.mark.e2e
 def test_a_copy_on_a_node_that_stays_away_is_made_on_another(etcd: EtcdCluster) -> None:
     with Nodes(4, etcd=etcd, spec=FAST) as nodes, nodes.client(timeout=30.0) as client:
         for number in range(4):  # with a patience that a test has

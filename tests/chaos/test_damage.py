@@ -4,6 +4,8 @@ import random
 
 from chaos import damage
 
+pytestmark = pytest.mark.e2e
+
 
 def test_damaged_logs_give_a_prefix_or_say_so() -> None:
     said: list[str] = []
