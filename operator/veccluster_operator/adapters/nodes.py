@@ -1,8 +1,8 @@
 """Kubernetes nodes: in which zone a pod runs, and whether its machine is there.
 
-Only the nodes that run a cluster's pods are asked for, and each at most every `TTL` seconds; all of them where a
-cluster asks for zones, of which one may have none. Without the right to read
-nodes nothing is known, and the operator does without.
+Only the nodes that run a cluster's pods are asked for, and each at most every `TTL` seconds, unless a pod on it is not
+ready: that a machine is gone is told by its pods, once. All of them are asked for where a cluster asks for zones, of
+which one may have none. Without the right to read nodes nothing is known, and the operator does without.
 """
 
 import time
@@ -41,7 +41,8 @@ class KubernetesNodes:
     async def of(self, pods: Sequence[Mapping[str, Any]], *, all_zones: bool = False) -> Hosts:
         """The nodes on which `pods` run; with `all_zones` also the zones that there are."""
         names = {name for p in pods if (name := p.get("spec", {}).get("nodeName"))}
-        found = {name: await self._node(name) for name in sorted(names)} if self._allowed else {}
+        doubtful = {p.get("spec", {}).get("nodeName") for p in pods if not _is_ready(p)}
+        found = {n: await self._node(n, 0.0 if n in doubtful else TTL) for n in sorted(names)} if self._allowed else {}
         zones = {n: zone for n, node in found.items() if node and (zone := _zone(node))}
         down = frozenset(n for n, node in found.items() if node is not None and not _is_ready(node))
         return Hosts(zones, down, await self._zones_there_are() if all_zones and self._allowed else None)
@@ -57,9 +58,10 @@ class KubernetesNodes:
             self._all_zones = (time.monotonic(), zones)
         return zones
 
-    async def _node(self, name: str) -> Mapping[str, Any] | None:
+    async def _node(self, name: str, at_most: float) -> Mapping[str, Any] | None:
+        """A node as it was at most so many seconds ago."""
         at, node = self._known.get(name, (0.0, None))
-        if time.monotonic() - at < TTL:
+        if time.monotonic() - at < at_most:
             return node
         try:
             node = await self._api.get(NODE, None, name)
@@ -77,6 +79,7 @@ def _zone(node: Mapping[str, Any]) -> str:
     return labels.get(ZONE_LABEL, "")
 
 
-def _is_ready(node: Mapping[str, Any]) -> bool:
-    conditions = node.get("status", {}).get("conditions") or []
+def _is_ready(resource: Mapping[str, Any]) -> bool:
+    """Whether a node or a pod is."""
+    conditions = resource.get("status", {}).get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
