@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from chaos import damage
 
 pytestmark = pytest.mark.e2e
