@@ -48,7 +48,8 @@ def test_a_hundred_paused_clusters_cost_next_to_nothing(kubectl, operator, names
         f"memory {before[MEMORY] / 2**20:.0f} MiB before, {memory:.0f} MiB after; "
         f"{sent:.0f} requests in {RESYNC * 1.1:.0f} s, of which {heard:.0f} about VecClusters"
     )
-    assert replicas.scrape(kubectl, pod)[CLUSTERS] == there + MANY
+    # Clusters of namespaces that other tests have deleted may have left meanwhile.
+    assert MANY <= replicas.scrape(kubectl, pod)[CLUSTERS] <= there + MANY
     assert memory - before[MEMORY] / 2**20 < 16
     assert created < 8 * MANY, "seeing one and saying so"
     lease_and_beat = 2 * RESYNC
