@@ -121,11 +121,17 @@ def test_a_search_takes_vectors_from_files(run, filled, tmp_path):
     assert one[0]["id"] == hits[0]["id"] and "query" not in one[0]
 
 
+def seen(client, name, count):
+    """Wait until this session sees what another one stored; replicas that are no primary show it a moment later."""
+    wait_until(lambda: client.count(name) == count, f"{count} vectors in {name}")
+
+
 @pytest.mark.parametrize("kind", ["ndjson", "arrow"])
 def test_what_was_exported_is_imported_again_to_the_last_bit(run, client, filled, kind):
     copy = unique_name("copy")
     run("export", filled, f"all.{kind}")
     run("import", copy, f"all.{kind}", "--create", "--metric", "l2")
+    seen(client, copy, client.count(filled))
     assert content(client, copy) == content(client, filled)
     assert client.collection(copy).metric == "l2"
     client.delete_collection(copy)
@@ -136,7 +142,7 @@ def test_exports_and_imports_are_filters_in_a_pipe(run, client, filled, kind):
     copy = unique_name("copy")
     out = run("export", filled, "-", "--format", kind, "--filter", '{"n": {"$lt": 10}}').stdout
     run("import", copy, "-", "--format", kind, "--create", stdin=out)
-    assert client.count(copy) == 10
+    seen(client, copy, 10)
     client.delete_collection(copy)
 
 

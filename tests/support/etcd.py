@@ -113,7 +113,9 @@ class EtcdCluster:
 
     def pause(self, index: int) -> None:
         """SIGSTOP a member: its connections stay open and nothing comes over them."""
-        self._processes[index].send_signal(signal.SIGSTOP)
+        process = self._processes[index]
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # it may answer something until then
 
     def resume(self, index: int) -> None:
         """SIGCONT a member."""
