@@ -189,6 +189,7 @@ def test_the_command_line_brings_a_cluster_up_shows_it_and_takes_it_down(tmp_pat
     assert not (tmp_path / ".veccluster" / "demo").exists()
 
 
+@pytest.mark.e2e
 def test_a_cluster_that_runs_and_cannot_become_healthy_stays_up_and_says_why(tmp_path):
     write_file(tmp_path)
 

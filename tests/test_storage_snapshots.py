@@ -120,6 +120,7 @@ def test_a_snapshot_survives_encoding(exported):
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(offered), type=Offered) == offered
 
 
+@pytest.mark.e2e
 def test_a_replica_gives_snapshots_while_it_is_written_to_and_built(tmp_path):
     root = tmp_path / "s"
     taken = []
