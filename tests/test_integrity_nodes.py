@@ -16,7 +16,6 @@ from support.nodes import Nodes
 from veccluster import Client
 from veccluster.client.results import CollectionInfo
 from veccluster.model.state import Shard, ShardId
-from veccluster_node.metadata.keys import decode_shard
 from veccluster_node.storage.digests import row_hash
 
 pytestmark = pytest.mark.e2e
@@ -53,8 +52,7 @@ def words(nodes: Nodes, client: Client) -> Iterator[CollectionInfo]:
 
 
 def record(nodes: Nodes, words: CollectionInfo) -> Shard:
-    key = f"/veccluster/default/{nodes.name}/shards/{words.details['uuid']}/0"
-    return decode_shard(ShardId(words.details["uuid"], 0), nodes.etcd.ctl("get", key, "--print-value-only").encode(), 1)
+    return nodes.record(ShardId(words.details["uuid"], 0))
 
 
 def directory(nodes: Nodes, words: CollectionInfo, number: int) -> Path:

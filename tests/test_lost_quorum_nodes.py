@@ -19,7 +19,6 @@ from veccluster.client import ShardRecovery
 from veccluster.client.results import CollectionInfo
 from veccluster.model.state import Shard, ShardId
 from veccluster_cli.main import main
-from veccluster_node.metadata.keys import decode_shard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -64,9 +63,7 @@ def filled(nodes: Nodes, client: Client) -> CollectionInfo:
 
 
 def record_of(nodes: Nodes, words: CollectionInfo) -> Shard:
-    shard = ShardId(words.details["uuid"], 0)
-    key = f"/veccluster/default/{nodes.name}/shards/{words.details['uuid']}/0"
-    return decode_shard(shard, nodes.etcd.ctl("get", key, "--print-value-only").encode(), 1)
+    return nodes.record(ShardId(words.details["uuid"], 0))
 
 
 def primary_of(nodes: Nodes, words: CollectionInfo) -> int:

@@ -13,7 +13,6 @@ from support.nodes import Nodes
 from veccluster import Client
 from veccluster.client.results import CollectionInfo
 from veccluster.model.state import Shard, ShardId
-from veccluster_node.metadata.keys import decode_shard
 
 pytestmark = pytest.mark.e2e
 
@@ -54,9 +53,7 @@ def words(nodes: Nodes, client: Client) -> Iterator[CollectionInfo]:
 
 
 def _record(nodes: Nodes, words: CollectionInfo) -> Shard:
-    shard = ShardId(words.details["uuid"], 0)
-    key = f"/veccluster/default/{nodes.name}/shards/{words.details['uuid']}/0"
-    return decode_shard(shard, nodes.etcd.ctl("get", key, "--print-value-only").encode(), 1)
+    return nodes.record(ShardId(words.details["uuid"], 0))
 
 
 def _primary(nodes: Nodes, words: CollectionInfo) -> int:

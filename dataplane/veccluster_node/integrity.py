@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -79,7 +80,7 @@ class Integrity:
     async def _scrub(self, shard: ShardId, *, rows_only: bool) -> bool:
         """Read one replica's files; whether nothing bad was found."""
         rate = self._config.scrub_rate
-        look = lambda: self._host.scrub(shard, rate, rows_only=rows_only)  # noqa: E731
+        look = partial(self._host.scrub, shard, rate, rows_only=rows_only)
         executor = None if rows_only else self._looking  # one at a time, unless somebody waits for it
         try:
             found = await asyncio.get_running_loop().run_in_executor(executor, look)

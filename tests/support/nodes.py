@@ -20,7 +20,9 @@ import requests
 from support.cluster import free_run, unique_name, wait_until
 from support.etcd import EtcdCluster
 from veccluster import Client
+from veccluster.model.state import Shard, ShardId
 from veccluster_cli.local.processes import tied
+from veccluster_node.metadata.keys import decode_shard
 
 
 class Nodes:
@@ -85,6 +87,11 @@ class Nodes:
     def data(self, number: int) -> Path:
         """Data directory of one node."""
         return self.path / f"data-{number}"
+
+    def record(self, shard: ShardId) -> Shard:
+        """What etcd says of a shard now."""
+        key = f"/veccluster/default/{self.name}/shards/{shard.collection}/{shard.number}"
+        return decode_shard(shard, self.etcd.ctl("get", key, "--print-value-only").encode(), 1)
 
     def client(self, **options: Any) -> Client:
         """A client that knows all nodes."""

@@ -32,7 +32,7 @@ from veccluster.errors import (
     Unavailable,
     VecClusterError,
 )
-from veccluster.model.state import Seq
+from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import epochs, failpoints, operations, snapshots
 from veccluster_node.storage.deciding import Deciding
 from veccluster_node.storage.files import disk_usage, is_no_space, reason, write_durably
@@ -282,7 +282,7 @@ class Conductor:
             return
         for r in self.log.read(after, through):
             if after < r.first_seq <= through:
-                yield Record(r.epoch, Seq(r.first_seq), r.count, r.op_id, r.payload)  # type: ignore[arg-type]
+                yield Record(Epoch(r.epoch), Seq(r.first_seq), r.count, r.op_id, r.payload)
 
     # -- the other replicas
 
