@@ -1,9 +1,11 @@
 """What users see when parts of a cluster break: clear words, nothing lost, and the way on."""
 
+import asyncio
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from support.etcd import EtcdCluster
 from support.nodes import Nodes
 from veccluster import Client
 from veccluster.errors import CollectionNotFound, MetadataUnavailable, ShardsUnavailable
+from veccluster.model.state import Revision
+from veccluster_node.metadata.etcd import EtcdClient, Event
 
 VECTORS = np.eye(8, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(8)]
@@ -261,3 +265,39 @@ def test_a_creation_is_answered_when_a_node_that_stood_still_has_heard_of_it_too
             client.create_collection(f"news-{still}", dimension=8, metric="l2", shards=1)
         assert goes_on.finished.is_set()
         goes_on.join()
+
+
+@pytest.mark.e2e
+def test_while_etcd_finds_a_new_leader_nobody_is_taken_for_gone() -> None:
+    """The nodes give up their leases before etcd does: what it has of them is to stay until they have others."""
+    with EtcdCluster(3) as etcd, Nodes(2, etcd=etcd) as nodes:
+        alive = f"/veccluster/default/{nodes.name}/alive/"
+        began, leading = asyncio.run(_revision_and_leader(etcd))
+        follower = (leading + 1) % 3
+        with etcd.hanging(leading):
+            with etcd.hanging(follower):
+                for number in range(2):
+                    wait_until(lambda n=number: _without_etcd(nodes, n), f"node {number} to lose its lease")
+            events = asyncio.run(_until_all_are_back(etcd, alive, began, nodes.size))
+    assert all(e.now for e in events), events
+
+
+async def _revision_and_leader(etcd: EtcdCluster) -> tuple[Revision, int]:
+    async with EtcdClient(etcd.config()) as client:
+        said = await client.status()
+        return (await client.range("/")).revision, next(i for i, s in enumerate(said) if s.member_id == s.leader_id)
+
+
+def _without_etcd(nodes: Nodes, number: int) -> bool:
+    return any("etcd has been unreachable" in issue for issue in nodes.cluster(number)["issues"])
+
+
+async def _until_all_are_back(etcd: EtcdCluster, prefix: str, since: Revision, nodes: int) -> list[Event]:
+    """What became of the nodes' signs of life until all had given one again."""
+    events: list[Event] = []
+    async with EtcdClient(etcd.config()) as client, aclosing(client.watch(prefix, Revision(since + 1))) as changes:
+        async for change in changes:
+            events += change.events
+            if len({e.key for e in events if e.now}) == nodes:
+                return events
+    raise AssertionError("the watch ended")

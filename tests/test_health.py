@@ -34,7 +34,15 @@ def test_a_dead_node_makes_it_critical_and_names_collection_shard_and_node() -> 
 
 
 def test_a_node_that_this_one_cannot_reach_counts_as_down_whatever_its_lease_says() -> None:
-    assert judge(_state(), unreachable=frozenset({NodeId("n2")})).health is Health.critical
+    assert judge(_state(), answering={NodeId("n2"): False}).health is Health.critical
+
+
+def test_a_node_that_answers_is_there_whatever_its_lease_says() -> None:
+    alive = {n: a for n, a in _state().alive.items() if n != "n1"}
+    verdict = judge(_state(alive=alive), answering={NodeId("n1"): True})
+    assert verdict.health is Health.degraded
+    assert verdict.issues[0].startswith("Node n1 serves, but has lost its lease in etcd")
+    assert judge(_state(alive={}), answering=dict.fromkeys(NODES, True), metadata_away=1.0).issues[:-1] == ()
 
 
 def test_without_etcd_an_expired_lease_says_nothing() -> None:
@@ -57,7 +65,7 @@ def test_a_shard_that_takes_no_writes_makes_it_critical_in_words_with_the_way_on
     verdict = judge(_state(alive=alive))
     words = "Shard 1 of collection words takes no writes: its log is missing; reads go on. Restore it."
     assert (verdict.health, verdict.issues, verdict.unavailable) == (Health.critical, (words,), ())
-    assert "takes no writes" not in " ".join(judge(_state(alive=alive), unreachable=frozenset({NodeId("n1")})).issues)
+    assert "takes no writes" not in " ".join(judge(_state(alive=alive), answering={NodeId("n1"): False}).issues)
 
 
 def test_what_a_node_that_is_not_the_primary_can_no_longer_write_costs_nothing() -> None:

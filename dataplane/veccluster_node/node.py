@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -169,10 +169,10 @@ class DataNode:
             return f"opening shards: {', '.join(map(str, self._reconciler.recovering())) or 'about to start'}"
         return None
 
-    def verdict(self, unreachable: frozenset[NodeId] = frozenset()) -> Verdict:
-        """The health of the cluster as this node sees it."""
+    def verdict(self, answering: Mapping[NodeId, bool]) -> Verdict:
+        """The health of the cluster as this node sees it; `answering` says who gave an answer just now."""
         away = self._metadata_away()
-        return judge(self.state, unreachable=unreachable, metadata_away=away, not_admitted=self._not_admitted)
+        return judge(self.state, answering=answering, metadata_away=away, not_admitted=self._not_admitted)
 
     def _metadata_away(self) -> float:
         """Seconds since etcd was lost; 0 while the lease is held. More than 0 from the first moment."""
@@ -277,20 +277,27 @@ class DataNode:
             await asyncio.sleep(VERSION_EVERY)
 
     async def _be_member(self, store: Store, client: EtcdClient, me: Node, watch: Watch) -> None:
-        """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost."""
-        while True:
-            try:
-                await self._refuse_a_second_self(store, me)
-                async with await store.grant(self.settings.lease_ttl) as lease:
-                    self._lease = lease
+        """Register, and hold a lease with the node's sign of life; again from the start whenever the lease is lost.
+
+        A lease that is lost is revoked only when the next one carries the sign of life. Our clock gives it up before
+        etcd does, which counts anew after it was without a leader: nobody is to see this node gone in between.
+        """
+        leases: list[Lease] = []
+        try:
+            while True:
+                try:
+                    await self._refuse_a_second_self(store, me)
+                    self._lease = await store.grant(self.settings.lease_ttl)
+                    leases.append(self._lease)
                     me = await self._register(store, me)
-                    campaign = self._campaign(store, client, lease, watch)
-                    await self._publish(store, lease, me, campaign)
-            except (LeaseLost, MetadataUnavailable, MetadataRefused, OutcomeUnknown) as error:
-                self._lease_lost_at = self._lease_lost_at or time.monotonic()
-                self._note_admission(error)
-                log.warning("membership_interrupted", reason=error.detail)
-                await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+                    await self._publish(store, leases, me, self._campaign(store, client, self._lease, watch))
+                except (LeaseLost, MetadataUnavailable, MetadataRefused, OutcomeUnknown) as error:
+                    self._lease_lost_at = self._lease_lost_at or time.monotonic()
+                    self._note_admission(error)
+                    log.warning("membership_interrupted", reason=error.detail)
+                    await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+        finally:
+            await asyncio.gather(*(lease.end() for lease in leases))
 
     async def _register(self, store: Store, me: Node) -> Node:
         me = self._as_it_is(me)
@@ -308,8 +315,14 @@ class DataNode:
         shown, measures = self.coordinator.showing, self.host.measures
         await campaign_and_lead(store, election, lease, watch, shown, self._config.replace_after, measures)
 
-    async def _publish(self, store: Store, lease: Lease, me: Node, campaigning: Coroutine[None, None, None]) -> None:
-        """Say how the node fares whenever that changes, and stand for election meanwhile, until the lease is lost."""
+    async def _publish(
+        self, store: Store, leases: list[Lease], me: Node, campaigning: Coroutine[None, None, None]
+    ) -> None:
+        """Say how the node fares whenever that changes, and stand for election meanwhile, until the lease is lost.
+
+        The last of the leases is the one in use; the others are let go as soon as they hold nothing that counts.
+        """
+        lease = leases[-1]
         campaign = asyncio.create_task(campaigning)
         try:
             published: Load | None = None
@@ -323,6 +336,8 @@ class DataNode:
                     published = load
                 self._lease_lost_at = None
                 self._not_admitted = ""
+                while len(leases) > 1:
+                    await leases.pop(0).end()
         finally:
             campaign.cancel()
             await asyncio.gather(campaign, return_exceptions=True)

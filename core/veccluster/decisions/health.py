@@ -4,12 +4,14 @@
 availability yet.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Collection, Member, NodeId, NodeState, ReadOnly, Shard
 from veccluster.model.status import Health
+
+_NOBODY_ASKED: Mapping[NodeId, bool] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,16 @@ class Verdict:
 def judge(
     state: ClusterState,
     *,
-    unreachable: frozenset[NodeId] = frozenset(),
+    answering: Mapping[NodeId, bool] = _NOBODY_ASKED,
     metadata_away: float = 0.0,
     not_admitted: str = "",
 ) -> Verdict:
-    """The verdict on `state`, by a node that could not reach `unreachable` and lost etcd `metadata_away` seconds ago.
+    """The verdict on `state`, by a node that lost etcd `metadata_away` seconds ago.
 
-    `not_admitted` says in words why etcd does not let the node in, where that is why it is lost.
-    While etcd is away its leases say nothing: then only `unreachable` tells which nodes are down.
+    `answering` says of the nodes that were asked just now whether they gave an answer. Of the others their leases tell,
+    unless etcd is away. `not_admitted` says in words why etcd does not let the node in, where that is why it is lost.
     """
-    down = {n for n in state.nodes if n in unreachable or (n not in state.alive and not metadata_away)}
+    down = {n for n in state.nodes if not answering.get(n, n in state.alive or bool(metadata_away))}
     names = {c.uuid: c for c in state.collections.values()}
     look = [
         _Look(s, names[i.collection], state, down) for i, s in sorted(state.shards.items()) if i.collection in names
@@ -60,6 +62,7 @@ def judge(
     degraded = [
         *_grouped((one for one in thin if one not in unavailable), lambda one: one.thinness()),
         *_nodes_down(state, down),
+        *([] if metadata_away else _nodes_without_etcd(state, down)),
         *_metadata(state, metadata_away, not_admitted),
         *_reported(state),
     ]
@@ -221,6 +224,11 @@ def _unplaced(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
 def _nodes_down(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
     for node in sorted(down):
         yield f"Node {node} ({state.nodes[node].address}) is not reachable."
+
+
+def _nodes_without_etcd(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
+    for node in sorted(state.nodes.keys() - state.alive.keys() - down):
+        yield f"Node {node} serves, but has lost its lease in etcd: it hears of no change until it has another."
 
 
 def _metadata(state: ClusterState, away: float, not_admitted: str) -> Iterator[str]:

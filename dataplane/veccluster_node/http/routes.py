@@ -333,8 +333,8 @@ class Api:
         """GET /v1/cluster."""
         _query(request)
         state = self.node.state
-        reports, unreachable = await self.node.coordinator.reports()
-        verdict = self.node.verdict(unreachable)
+        reports, answering = await self.node.coordinator.reports()
+        verdict = self.node.verdict(answering)
         if why := self.node.why_not_ready():
             verdict = verdict.because(f"Node {self.node.id} is not ready: {why}.")
         missing = {s.id for s in state.shards.values()} - {r.shard for r in reports}
@@ -349,7 +349,7 @@ class Api:
                         id=n.id,
                         address=n.address,
                         zone=n.zone,
-                        state="down" if n.id in unreachable else n.state,
+                        state=n.state if answering.get(n.id, n.id in state.alive) else "down",
                         needed=n.id in verdict.needed,
                         version=n.version,
                     )

@@ -332,8 +332,8 @@ class Coordinator:
             raise _read_failure(collection, part.failed)
         return part.good
 
-    async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], frozenset[NodeId]]:
-        """What the nodes say of their shards, once each, and the nodes that could not be asked."""
+    async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], dict[NodeId, bool]]:
+        """What the nodes say of their shards, once each, and whether each node gave an answer."""
         state = self._state()
         nodes = list(state.nodes)
         asked = (self._ask_for_report(node, uuid) for node in nodes)
@@ -344,7 +344,7 @@ class Coordinator:
                 record = state.shards.get(report.shard)
                 if report.shard not in reports or (record and record.primary.node == node):
                     reports[report.shard] = report  # what its primary says counts, if that says something
-        return list(reports.values()), frozenset(n for n, answer in answers.items() if answer is None)
+        return list(reports.values()), {n: answer is not None for n, answer in answers.items()}
 
     async def spread(self, collection: Collection, *, gone: bool = False) -> None:
         """Wait until every node that can be asked knows that the collection is there, or `gone`.

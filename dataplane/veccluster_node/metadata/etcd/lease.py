@@ -81,6 +81,10 @@ class Lease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.end()
+
+    async def end(self) -> None:
+        """Revoke it; where etcd cannot be reached, it ends by itself."""
         try:
             await self.revoke()
         except MetadataUnavailable as e:
