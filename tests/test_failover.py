@@ -57,6 +57,21 @@ def test_a_primary_that_serves_stays_and_one_that_does_not_is_replaced_or_missed
 
 @in_its_own_time
 @given(shards(), nodes())
+def test_a_primary_that_hears_too_few_makes_room_if_the_others_are_enough(shards: Shards, nodes: Nodes) -> None:
+    told = {i: replace(n, cut_off=frozenset(shards)) for i, n in nodes.items()}
+    calm, done = ({a.shard: a for a in lead(shards, seen)[1] if isinstance(a, Promote)} for seen in (nodes, told))
+    for shard, before in shards.items():
+        others = [m for m in before.in_sync - {before.primary} if _serves(nodes, shard, m)]
+        if not _serves(nodes, shard, before.primary):
+            assert done.get(shard) == calm.get(shard)
+        elif len(others) >= before.min_in_sync:
+            assert done[shard].target.primary in others
+        else:
+            assert shard not in done
+
+
+@in_its_own_time
+@given(shards(), nodes())
 def test_nobody_is_ever_added_to_an_in_sync_set_and_the_primary_is_never_taken_from_it(
     shards: Shards, nodes: Nodes
 ) -> None:

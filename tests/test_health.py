@@ -135,6 +135,16 @@ def test_a_node_whose_shards_never_have_a_copy_to_spare_is_not_needed_more_than_
     assert judge(_state()).needed == frozenset()
 
 
+def test_a_primary_that_hears_too_few_copies_is_told_with_those_that_are_there() -> None:
+    lonely = msgspec.structs.replace(load(NodeId("n0"), [SHARD]), cut_off=(str(SHARD),))
+    verdict = judge(_three(_replicated(0, 1, 2), 0, 1, 2, n0=lonely))
+    words = (
+        "Cut off: shard 0 of collection words: writes wait, since node n0 does not hear enough of the copies on node n1"
+    )
+    assert (verdict.health, len(verdict.unavailable)) == (Health.critical, 1)
+    assert verdict.issues[0].startswith(words)
+
+
 def test_a_shard_whose_primary_is_gone_is_critical_until_another_copy_serves_it() -> None:
     failing = judge(_three(_replicated(0, 1, 2), 1, 2))
     words = (

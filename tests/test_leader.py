@@ -218,6 +218,15 @@ async def test_a_shard_that_is_opened_for_too_long_gets_another_primary(cluster:
     assert (await cluster.becomes(lambda s: s.epoch == 5)).primary.node != FIRST
 
 
+async def test_a_primary_that_says_for_a_while_that_it_hears_too_few_others_gives_way(cluster: Cluster) -> None:
+    await cluster.write(_shard(1, 2, 3))
+    await cluster.lead()
+    await cluster.say(FIRST, cut_off=(str(SHARD),))
+    began = asyncio.get_running_loop().time()
+    assert (await cluster.becomes(lambda s: s.epoch == 5)).primary.node in {SECOND, THIRD}
+    assert asyncio.get_running_loop().time() - began >= TIMES.timeout / 2, "if they were dead, their leases would end"
+
+
 async def test_a_node_that_is_about_to_stop_is_asked_to_hand_over_and_stays_in_sync(cluster: Cluster) -> None:
     await cluster.write(_shard(1, 2, 3))
     await cluster.lead()

@@ -131,6 +131,20 @@ def test_when_every_copy_that_was_in_sync_is_lost_nobody_pretends_to_have_it() -
     assert (simulation.key.epoch, simulation.key.in_sync) == (before.epoch, before.in_sync)
 
 
+@pytest.mark.parametrize("direction", ["coming", "going", "both"])
+def test_a_primary_that_only_its_followers_do_not_hear_is_replaced(direction: str) -> None:
+    simulation = three()
+    old = primary(simulation)
+    others = [n for n in simulation.everyone if n is not old]
+    going, coming = ({(old.id, n.id) for n in others}, {(n.id, old.id) for n in others})
+    simulation.world.cut |= {"coming": coming, "going": going, "both": coming | going}[direction]
+    simulation.run_until(simulation.world.now + 2.0)
+    assert simulation.key.primary.node != old.id
+    assert old.member not in simulation.key.in_sync
+    assert acknowledged_during(simulation, 2.0) > 10
+    simulation.finish()
+
+
 def test_a_primary_cut_off_from_its_followers_but_not_from_clients_answers_no_strong_read_of_a_past_epoch() -> None:
     simulation = three()
     old = primary(simulation)

@@ -256,6 +256,10 @@ class ShardHost:
         """The shards that this node answers for as primary."""
         return sorted(i for i, h in self._hosted.items() if h.is_primary)
 
+    def cut_off(self) -> list[ShardId]:
+        """The shards whose writes wait for copies that this node, their primary, does not hear."""
+        return sorted(i for i, h in self._hosted.items() if h.replica.standing.cut_off)
+
     def vectors(self) -> int:
         """How many vectors these shards hold."""
         return sum(h.replica.live for h in self._hosted.values() if h.is_primary)

@@ -388,4 +388,5 @@ class DataNode:
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
             broken=tuple(map(str, self._reconciler.broken())),
+            cut_off=tuple(map(str, self.host.cut_off())),
         )

@@ -7,6 +7,7 @@ Times are this process's own monotonic clock.
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from typing import NamedTuple
 
 import structlog
@@ -27,11 +28,16 @@ ROOMY = 0.9
 log = structlog.get_logger(__name__)
 
 
+class _Kind(Enum):
+    broken = "cannot be served"
+    opening = "is being opened, which may take a while"
+    cut_off = "hears too few of its other copies"
+
+
 class _Trouble(NamedTuple):
     node: NodeId
     shard: ShardId
-    is_broken: bool
-    """Or it is only being opened, which may take a while."""
+    kind: _Kind
 
 
 class Watch:
@@ -111,14 +117,29 @@ class Watch:
                 may_hold=node.state is NodeState.active and _has_room(state.alive.get(node.id)),
                 incarnations={s: Incarnation(i) for name, i in node.incarnations.items() if (s := ShardId.parse(name))},
                 broken=self._broken(node.id, now),
+                cut_off=self._cut_off(node.id, now),
             )
             for node in state.nodes.values()
         }
 
     def _broken(self, node: NodeId, now: float) -> Mapping[ShardId, float]:
         """What the node says that it cannot do, and what it has been about to do for too long."""
-        ages = {t: now - since for t, since in self._troubles.items() if t.node == node}
-        return {t.shard: age for t, age in ages.items() if t.is_broken or age > self._times.timeout}
+        ages = self._ages(node, now)
+        return {
+            trouble.shard: age
+            for trouble, age in ages.items()
+            if trouble.kind is _Kind.broken or (trouble.kind is _Kind.opening and age > self._times.timeout)
+        }
+
+    def _cut_off(self, node: NodeId, now: float) -> frozenset[ShardId]:
+        """What it says so for long enough that the lease of a copy would be gone if its node were dead."""
+        ages = self._ages(node, now)
+        return frozenset(
+            t.shard for t, age in ages.items() if t.kind is _Kind.cut_off and age > self._times.timeout / 2
+        )
+
+    def _ages(self, node: NodeId, now: float) -> Mapping[_Trouble, float]:
+        return {t: now - since for t, since in self._troubles.items() if t.node == node}
 
 
 def placed(state: ClusterState, seen: Mapping[NodeId, failover.Seen]) -> dict[ShardId, set[NodeId]]:
@@ -138,9 +159,10 @@ def _serves(node: NodeId, seen: Mapping[NodeId, failover.Seen]) -> bool:
 
 def _troubles(loads: Iterable[Load]) -> Iterator[_Trouble]:
     for load in loads:
-        for names, is_broken in ((load.broken, True), (load.recovering, False)):
+        said = {_Kind.broken: load.broken, _Kind.opening: load.recovering, _Kind.cut_off: load.cut_off}
+        for kind, names in said.items():
             for shard in filter(None, map(ShardId.parse, names)):
-                yield _Trouble(load.id, shard, is_broken)
+                yield _Trouble(load.id, shard, kind)
 
 
 def _has_room(load: Load | None) -> bool:

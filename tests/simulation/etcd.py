@@ -19,6 +19,7 @@ class Registered:
     incarnation: Incarnation
     expires: float
     broken: bool
+    cut_off: bool
 
 
 @dataclass
@@ -66,8 +67,8 @@ class Etcd:
             watch(self.key)
         return Outcome.swapped, self.key
 
-    def keep_alive(self, node: NodeId, incarnation: Incarnation, *, broken: bool) -> None:
-        self.nodes[node] = Registered(incarnation, self.world.now + LEASE, broken)
+    def keep_alive(self, node: NodeId, incarnation: Incarnation, *, broken: bool, cut_off: bool) -> None:
+        self.nodes[node] = Registered(incarnation, self.world.now + LEASE, broken, cut_off)
 
     def is_alive(self, node: NodeId) -> bool:
         return node in self.nodes and self.nodes[node].expires > self.world.now

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from simulation.etcd import Registered
+from simulation.etcd import LEASE, Registered
 from simulation.node import Node
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.values import Configuration
@@ -22,9 +22,10 @@ class Leader:
     is_fenced: bool = True
     _away_since: dict[NodeId, float] = field(default_factory=dict)
     _broken_since: dict[NodeId, float] = field(default_factory=dict)
+    _cut_off_since: dict[NodeId, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        self._away_since, self._broken_since = {}, {}
+        self._away_since, self._broken_since, self._cut_off_since = {}, {}, {}
         self.node.guarded(self.node.world.rng.uniform(0, ROUND), self._round)
 
     def _round(self) -> None:
@@ -61,6 +62,9 @@ class Leader:
         self._away_since = {n: self._away_since.get(n, now) for n in registered if n not in alive}
         broken = [n for n, r in registered.items() if r.broken]
         self._broken_since = {n: self._broken_since.get(n, now) for n in broken}
+        cut_off = [n for n, r in registered.items() if r.cut_off]
+        self._cut_off_since = {n: self._cut_off_since.get(n, now) for n in cut_off}
+        cut_off = [n for n in cut_off if now - self._cut_off_since[n] > LEASE / 2]
         return {
             n: failover.Seen(
                 id=n,
@@ -68,6 +72,7 @@ class Leader:
                 serving=n in alive,
                 away=now - self._away_since.get(n, now),
                 broken={SHARD: now - self._broken_since[n]} if r.broken else {},
+                cut_off=frozenset({SHARD} if n in cut_off else ()),
             )
             for n, r in registered.items()
         }

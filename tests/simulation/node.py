@@ -145,8 +145,7 @@ class Node:
             self._reopen()
 
     def _tick(self) -> None:
-        silent = (m for m, at in self._heard.items() if self.world.now - at > SILENT_AFTER)
-        self.handle(on.Tick(frozenset(silent)))
+        self.handle(on.Tick(self._silent()))
         if self.replica.primary:
             for member in self.replica.primary.waiting - {self.member}:
                 self._heard.setdefault(member, self.world.now)
@@ -158,10 +157,16 @@ class Node:
             self.handle(on.Trimmed(Seq(self.applied + 1)))
         self.guarded(TICK * self.world.rng.uniform(0.8, 1.2), self._tick)
 
+    def _silent(self) -> frozenset[Member]:
+        return frozenset(m for m, at in self._heard.items() if self.world.now - at > SILENT_AFTER)
+
     def _keep_alive(self) -> None:
-        member, broken = self.member, self.replica.broken
+        member, broken, primary = self.member, self.replica.broken, self.replica.primary
+        cut_off = primary is not None and primary.is_cut_off(self._silent())
         self.etcd.request(
-            self.id, lambda: self.etcd.keep_alive(self.id, member.incarnation, broken=broken), lambda _: None
+            self.id,
+            lambda: self.etcd.keep_alive(self.id, member.incarnation, broken=broken, cut_off=cut_off),
+            lambda _: None,
         )
         self.guarded(0.12, self._keep_alive)
 

@@ -115,6 +115,13 @@ class _Look:
             )
         if not self._serves(shard.primary):
             return f"Failing over: {{shards}}: node {shard.primary.node} is taking over."
+        if self._is_cut_off():
+            others = _listed(m.node for m in self.good if m != shard.primary)
+            return (
+                f"Cut off: {{shards}}: writes wait, since node {shard.primary.node} does not hear enough of the copies "
+                f"on node {others}, which are there: look at the network between them. "
+                "Another copy takes over if it can."
+            )
         return None
 
     def thinness(self) -> str:
@@ -133,6 +140,10 @@ class _Look:
     def _serves(self, member: Member) -> bool:
         load = self._state.alive.get(member.node)
         return load is None or str(self.shard.id) in load.serving
+
+    def _is_cut_off(self) -> bool:
+        load = self._state.alive.get(self.shard.primary.node)
+        return load is not None and str(self.shard.id) in load.cut_off
 
     def _why(self, member: Member) -> str | None:
         """Why that copy is none, if it is not."""

@@ -167,6 +167,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Shards that this process is opening."""
     broken: tuple[str, ...] = ()
     """Shards that this process should serve and cannot."""
+    cut_off: tuple[str, ...] = ()
+    """Shards that it serves and whose writes wait for copies that it does not hear."""
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):

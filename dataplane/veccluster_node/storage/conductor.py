@@ -96,6 +96,8 @@ class Conductor:
         self._behind: list[Reading] = []
         self._heard: dict[Member, float] = {}
         self._heard_primary = time.monotonic()
+        self._silent: frozenset[Member] = frozenset()
+        """Members that the primary waits for and has not heard for too long."""
         self._complete: dict[Member, float] = {}
         """When each other member last had the whole log."""
         self._ticked = time.monotonic()
@@ -136,8 +138,9 @@ class Conductor:
         if now - self._ticked > self._settings.silence / 2:  # it was this process that stood still
             self._heard = dict.fromkeys(self._heard, now)
         self._ticked = now
-        silent = {m for m in self._awaited() if now - self._heard.setdefault(m, now) > self._settings.silence}
-        self.handle(on.Tick(frozenset(silent)))
+        silence = self._settings.silence
+        self._silent = frozenset(m for m in self._awaited() if now - self._heard.setdefault(m, now) > silence)
+        self.handle(on.Tick(self._silent))
         self._give_up_reads(now)
 
     def _awaited(self) -> frozenset[Member]:
@@ -169,7 +172,7 @@ class Conductor:
             case do.Send() | do.SendSnapshot() | do.Swap() | do.ReadConfiguration():
                 self._ask(effect)
             case do.BecomePrimary(epoch):
-                self._heard = {}
+                self._heard, self._silent = {}, frozenset()
                 _log.info("serving", shard=str(self._spec.shard), epoch=epoch, seq=self.records.applied_seq)
             case do.BecomeFenced(epoch):
                 _log.warning("stopped_serving", shard=str(self._spec.shard), epoch=epoch)
@@ -316,9 +319,10 @@ class Conductor:
             configuration=configuration,
             heard=self._heard_primary,
             others=self._progress(),
+            cut_off=rules.primary is not None and rules.primary.is_cut_off(self._silent),
         )
         now = self.standing
-        return (before.serving, before.in_sync) != (now.serving, now.in_sync)
+        return (before.serving, before.in_sync, before.cut_off) != (now.serving, now.in_sync, now.cut_off)
 
     def _progress(self) -> tuple[Progress, ...]:
         primary = self.rules.primary

@@ -72,6 +72,8 @@ class Standing:
     heard: float = 0.0
     others: tuple[Progress, ...] = ()
     """The other members, if it is primary."""
+    cut_off: bool = False
+    """It is primary, and its writes wait for members that it has not heard for too long."""
 
 
 @dataclass(slots=True, eq=False)

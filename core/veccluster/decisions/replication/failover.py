@@ -34,6 +34,9 @@ class Seen:
     """Of those of its replicas that were lost or damaged since the node got its own incarnation (9)."""
     broken: Mapping[ShardId, float] = field(default_factory=dict)
     """Shards that it cannot serve, although it is there, and for how many seconds already."""
+    cut_off: frozenset[ShardId] = frozenset()
+    """Shards of which it is primary and whose writes wait for members that it does not hear, for longer than leases of
+    the dead last."""
 
     def member(self, shard: ShardId) -> Member:
         """The node with the contents of its disk, as far as the shard is concerned."""
@@ -97,18 +100,29 @@ def decide(
     led = Counter(s.primary.node for s in shards.values())
     wanted = _wanted(shards, nodes, replace_after) | {i: set(where) for i, where in (placed or {}).items()}
     for shard, now in sorted(shards.items()):
-        if not _serves(now.primary, shard, nodes):
-            able = [m for m in sorted(now.in_sync) if _serves(m, shard, nodes)]
-            if not able:
-                yield Unavailable(shard, tuple(sorted(now.in_sync)))
-                continue
+        if able := _able(shard, now, nodes):
             chosen = min(able, key=lambda m: (led[m.node], m))
             led[chosen.node] += 1
             epoch = Epoch(now.epoch + 1)
             target = replace(now, primary=chosen, epoch=epoch, successor=None, revision=NO_REVISION)
             yield Promote(shard, target, now.revision)
+        elif not _serves(now.primary, shard, nodes):
+            yield Unavailable(shard, tuple(sorted(now.in_sync)))
         elif action := _mend(shard, now, nodes, wanted[shard], replace_after):
             yield action
+
+
+def _able(shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen]) -> list[Member]:
+    """Who may take the place of the primary; nobody if that should stay.
+
+    One that serves and hears too few others to acknowledge anything is replaced when enough of the others serve: the
+    network between nodes is broken, and nobody's lease tells (6).
+    """
+    able = [m for m in sorted(now.in_sync - {now.primary}) if _serves(m, shard, nodes)]
+    if not _serves(now.primary, shard, nodes):
+        return able
+    is_cut_off = shard in nodes[now.primary.node].cut_off
+    return able if is_cut_off and len(able) >= now.min_in_sync else []
 
 
 def _serves(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen]) -> bool:

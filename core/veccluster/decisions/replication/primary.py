@@ -297,6 +297,11 @@ class Primary:
             return
         yield from self._propose(replace(now, in_sync=now.in_sync - gone, learners=now.learners | gone))
 
+    def is_cut_off(self, silent: frozenset[Member]) -> bool:
+        """Whether so many members are silent that no write can be acknowledged, and that they cannot be let go."""
+        gone = self.configuration.in_sync & silent
+        return bool(gone) and not self._may_shrink_to(len(self.configuration.in_sync - gone))
+
     def _may_shrink_to(self, size: int) -> bool:
         return size >= self.configuration.min_in_sync
 
