@@ -13,13 +13,12 @@ import requests
 
 from support.cluster import unique_name, wait_until
 from support.etcd import EtcdCluster
-from support.nodes import Nodes
+from support.nodes import FAST, Nodes
 from veccluster import Client
 from veccluster.decisions import hashing
 
 pytestmark = pytest.mark.e2e
 
-FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
 DIMENSION = 4
 SHARDS = 4
 GROUPS = 3

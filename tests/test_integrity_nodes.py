@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.cluster import unique_name, wait_until
-from support.nodes import Nodes
+from support.cluster import wait_until
+from support.nodes import Nodes, filled, record_of
 from veccluster import Client
 from veccluster.client.results import CollectionInfo
-from veccluster.model.state import Shard, ShardId
 from veccluster_node.storage.digests import row_hash
 
 pytestmark = pytest.mark.e2e
@@ -41,18 +40,9 @@ def client(nodes: Nodes) -> Iterator[Client]:
 @pytest.fixture
 def words(nodes: Nodes, client: Client) -> Iterator[CollectionInfo]:
     """A collection whose vectors every replica has."""
-    nodes.wait_healthy()
-    made = client.create_collection(
-        unique_name("words"), dimension=16, metric="l2", shards=1, replication_factor=3, min_in_sync=2
-    )
-    client.upsert(made.name, IDS, VECTORS)
-    nodes.wait_healthy()
+    made = filled(nodes, client, VECTORS, metric="l2")
     yield made
     client.delete_collection(made.name)
-
-
-def record(nodes: Nodes, words: CollectionInfo) -> Shard:
-    return nodes.record(ShardId(words.details["uuid"], 0))
 
 
 def directory(nodes: Nodes, words: CollectionInfo, number: int) -> Path:
@@ -60,7 +50,7 @@ def directory(nodes: Nodes, words: CollectionInfo, number: int) -> Path:
 
 
 def is_whole(nodes: Nodes, words: CollectionInfo) -> bool:
-    return {m.node for m in record(nodes, words).in_sync} == {"n0", "n1", "n2"}
+    return {m.node for m in record_of(nodes, words).in_sync} == {"n0", "n1", "n2"}
 
 
 def noticed(nodes: Nodes, number: int) -> int:
@@ -182,7 +172,7 @@ def damaged_generation(path: Path) -> None:
 def test_what_goes_bad_on_the_disk_of_a_running_node_is_made_good_again(
     nodes: Nodes, words: CollectionInfo, damage: Callable[[Path], None], is_primary: bool
 ) -> None:
-    primary = int(record(nodes, words).primary.node[1:])
+    primary = int(record_of(nodes, words).primary.node[1:])
     number = primary if is_primary else (primary + 1) % 3
     before = noticed(nodes, number)
     writer = Writer(nodes, words)
@@ -221,9 +211,9 @@ def lose_without_a_trace(path: Path, id_: str) -> None:
 def test_a_copy_that_only_the_others_can_know_to_be_wrong_is_fetched_again_and_reported(
     nodes: Nodes, client: Client, words: CollectionInfo, is_primary: bool
 ) -> None:
-    primary = int(record(nodes, words).primary.node[1:])
+    primary = int(record_of(nodes, words).primary.node[1:])
     wrong = primary if is_primary else (primary + 1) % 3
-    old = next(m for m in record(nodes, words).in_sync if m.node == f"n{wrong}")
+    old = next(m for m in record_of(nodes, words).in_sync if m.node == f"n{wrong}")
     for number in range(3):
         nodes.kill(number)
     lose_without_a_trace(directory(nodes, words, wrong), "id-195")
@@ -236,7 +226,7 @@ def test_a_copy_that_only_the_others_can_know_to_be_wrong_is_fetched_again_and_r
         return bool(said)
 
     wait_until(is_reported, "somebody to say so")
-    wait_until(lambda: is_whole(nodes, words) and old not in record(nodes, words).in_sync, "another copy")
+    wait_until(lambda: is_whole(nodes, words) and old not in record_of(nodes, words).in_sync, "another copy")
     check_good_again(nodes, words, {i: v.tobytes() for i, v in zip(IDS, VECTORS, strict=True)})
     assert f"the copy on node n{wrong} differs" in said[-1]
     assert client.get(words.name, "id-195", consistency="strong").id == "id-195"

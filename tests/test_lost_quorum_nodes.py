@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 import requests
 
-from support.cluster import unique_name, wait_until
+from support.cluster import wait_until
 from support.etcd import EtcdCluster
-from support.nodes import Nodes
+from support.nodes import FAST, Nodes, filled, record_of
 from veccluster import Client, errors
 from veccluster.client import ShardRecovery
 from veccluster.client.results import CollectionInfo
-from veccluster.model.state import Shard, ShardId
 from veccluster_cli.main import main
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 VECTORS = np.eye(16, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(16)]
-FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
 REPLACE_AFTER = 2.0
 
 
@@ -48,22 +46,7 @@ def client(nodes: Nodes) -> Iterator[Client]:
 
 @pytest.fixture
 def words(nodes: Nodes, client: Client) -> CollectionInfo:
-    return filled(nodes, client)
-
-
-def filled(nodes: Nodes, client: Client) -> CollectionInfo:
-    """A collection of one shard whose vectors three nodes have."""
-    nodes.wait_healthy()
-    made = client.create_collection(
-        unique_name("words"), dimension=16, metric="cosine", shards=1, replication_factor=3, min_in_sync=2
-    )
-    client.upsert(made.name, IDS, VECTORS)
-    nodes.wait_healthy()
-    return made
-
-
-def record_of(nodes: Nodes, words: CollectionInfo) -> Shard:
-    return nodes.record(ShardId(words.details["uuid"], 0))
+    return filled(nodes, client, VECTORS)
 
 
 def primary_of(nodes: Nodes, words: CollectionInfo) -> int:
@@ -199,7 +182,7 @@ def test_with_only_a_copy_left_that_the_record_names_no_more_that_is_found_and_k
         for number in range(4):
             assert nodes.stop(number) == 0
             nodes.start(number, replace_after=REPLACE_AFTER)
-        words = filled(nodes, client)
+        words = filled(nodes, client, VECTORS)
         left = next(int(m.node[1:]) for m in record_of(nodes, words).in_sync if m != record_of(nodes, words).primary)
         nodes.kill(left)
         client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])

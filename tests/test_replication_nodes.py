@@ -7,18 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from support.cluster import unique_name, wait_until
+from support.cluster import wait_until
 from support.etcd import EtcdCluster
-from support.nodes import Nodes
+from support.nodes import FAST, Nodes, filled, record_of
 from veccluster import Client
 from veccluster.client.results import CollectionInfo
-from veccluster.model.state import Shard, ShardId
 
 pytestmark = pytest.mark.e2e
 
 VECTORS = np.eye(16, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(16)]
-FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
 
 
 @pytest.fixture(scope="module")
@@ -42,35 +40,26 @@ def client(nodes: Nodes) -> Iterator[Client]:
 @pytest.fixture
 def words(nodes: Nodes, client: Client) -> Iterator[CollectionInfo]:
     """A collection whose vectors every replica has."""
-    nodes.wait_healthy()
-    made = client.create_collection(
-        unique_name("words"), dimension=16, metric="cosine", shards=1, replication_factor=3, min_in_sync=2
-    )
-    client.upsert(made.name, IDS, VECTORS)
-    nodes.wait_healthy()
+    made = filled(nodes, client, VECTORS)
     yield made
     client.delete_collection(made.name)
 
 
-def _record(nodes: Nodes, words: CollectionInfo) -> Shard:
-    return nodes.record(ShardId(words.details["uuid"], 0))
-
-
 def _primary(nodes: Nodes, words: CollectionInfo) -> int:
-    return int(_record(nodes, words).primary.node[1:])
+    return int(record_of(nodes, words).primary.node[1:])
 
 
 def _is_whole(nodes: Nodes, words: CollectionInfo, *members: int) -> bool:
-    return {m.node for m in _record(nodes, words).in_sync} == {f"n{i}" for i in members}
+    return {m.node for m in record_of(nodes, words).in_sync} == {f"n{i}" for i in members}
 
 
 def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_copy(
     nodes: Nodes, client: Client, words: CollectionInfo
 ) -> None:
-    lost, before = _primary(nodes, words), _record(nodes, words)
+    lost, before = _primary(nodes, words), record_of(nodes, words)
     nodes.kill(lost)
     client.upsert(words.name, ["later"], VECTORS[:1])
-    after = _record(nodes, words)
+    after = record_of(nodes, words)
     assert after.epoch > before.epoch and after.primary.node != f"n{lost}"
     assert client.count(words.name) == 17
     assert all(client.get(words.name, i, consistency="strong").id == i for i in IDS)
@@ -80,9 +69,9 @@ def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_copy(
 
 
 def test_a_node_that_is_stopped_hands_over_before_it_goes(nodes: Nodes, client: Client, words: CollectionInfo) -> None:
-    going, before = _primary(nodes, words), _record(nodes, words)
+    going, before = _primary(nodes, words), record_of(nodes, words)
     assert nodes.stop(going) == 0
-    after = _record(nodes, words)
+    after = record_of(nodes, words)
     assert after.epoch == before.epoch + 1 and after.primary.node != f"n{going}"
     assert "handover" in "".join(nodes.log_file(n).read_text() for n in range(3))
     client.upsert(words.name, ["later"], VECTORS[:1])
@@ -96,13 +85,13 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
 ) -> None:
     primary = _primary(nodes, words)
     loser = primary if is_primary else (primary + 1) % 3
-    old = next(m for m in _record(nodes, words).in_sync if m.node == f"n{loser}")
+    old = next(m for m in record_of(nodes, words).in_sync if m.node == f"n{loser}")
     nodes.kill(loser)
     client.upsert(words.name, ["later"], VECTORS[:1])
     shutil.rmtree(nodes.data(loser) / "shards" / f"{words.details['uuid']}.0")
     nodes.start(loser)
     wait_until(lambda: _is_whole(nodes, words, 0, 1, 2), "all to be in sync")
-    new = next(m for m in _record(nodes, words).in_sync if m.node == f"n{loser}")
+    new = next(m for m in record_of(nodes, words).in_sync if m.node == f"n{loser}")
     assert new != old
     stored = json.loads((nodes.data(loser) / "node.json").read_text())
     assert stored["replicas"][f"{words.details['uuid']}.0"] == {"incarnation": new.incarnation, "present": True}
@@ -117,7 +106,7 @@ def test_a_copy_on_a_node_that_stays_away_is_made_on_another(etcd: EtcdCluster) 
         nodes.wait_healthy()
         words = client.create_collection("words", dimension=16, metric="cosine", shards=1, replication_factor=3)
         client.upsert(words.name, IDS, VECTORS)
-        there = {int(m.node[1:]) for m in _record(nodes, words).in_sync}
+        there = {int(m.node[1:]) for m in record_of(nodes, words).in_sync}
         (spare,) = {0, 1, 2, 3} - there
         lost = next(iter(there - {_primary(nodes, words)}))
         nodes.kill(lost)

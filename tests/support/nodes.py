@@ -15,14 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import requests
 
 from support.cluster import free_run, unique_name, wait_until
 from support.etcd import EtcdCluster
-from veccluster import Client
+from veccluster import Client, CollectionInfo
 from veccluster.model.state import Shard, ShardId
 from veccluster_cli.local.processes import tied
 from veccluster_node.metadata.keys import decode_shard
+
+FAST = {"failover": {"heartbeat": "200ms", "timeout": "1s"}}
+"""A spec whose nodes are missed soon."""
 
 
 class Nodes:
@@ -175,3 +179,20 @@ class Nodes:
         except requests.RequestException:
             time.sleep(0.01)
             return False
+
+
+def filled(nodes: Nodes, client: Client, vectors: np.ndarray, metric: str = "cosine") -> CollectionInfo:
+    """A collection of one shard; three nodes have its vectors, "id-0" and so on."""
+    nodes.wait_healthy()
+    name = unique_name("words")
+    made = client.create_collection(
+        name, dimension=vectors.shape[1], metric=metric, shards=1, replication_factor=3, min_in_sync=2
+    )
+    client.upsert(name, [f"id-{i}" for i in range(len(vectors))], vectors)
+    nodes.wait_healthy()
+    return made
+
+
+def record_of(nodes: Nodes, words: CollectionInfo) -> Shard:
+    """What etcd says of the only shard of a collection."""
+    return nodes.record(ShardId(words.details["uuid"], 0))

@@ -32,7 +32,7 @@ from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.snapshots import DOUBT
 from veccluster_node.storage.view import ALIVE, Segment, Tail, segment_of
 
-__all__ = ["ROWS", "SUSPECT", "Recovered", "Recovery", "forgive", "recover"]
+__all__ = ["ROWS", "SUSPECT", "Recovered", "Recovery", "recover"]
 
 _READ = 4096
 """Vectors read from the rows at once."""
@@ -54,7 +54,7 @@ class Recovered:
     """An opened shard. `broken` says why it is read-only; `mending` holds until no generation is damaged.
 
     `damaged` says why this copy may lack something that was acknowledged, or cannot be trusted: it holds until the
-    copy is replaced, or forgiven. What is `broken` is damaged, too.
+    copy is replaced. What is `broken` is damaged, too.
     """
 
     log: Log
@@ -330,9 +330,3 @@ def _joined(rows: Lineage, log: Log, applied: int) -> Lineage:
     for first in (applied + 1, *(run.first for run in behind.runs if run.first > applied + 1)):
         lineage = lineage.followed_by(behind.epoch_at(Seq(first)), Seq(first))
     return lineage
-
-
-def forgive(path: Path) -> None:
-    """Take the copy in directory `path` for whole, whatever it may lack: there is no better one."""
-    (path / DOUBT).unlink(missing_ok=True)
-    sync_directory(path)
