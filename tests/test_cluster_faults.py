@@ -92,6 +92,7 @@ def test_a_node_that_stands_still_delays_nobody_for_longer_than_the_query_timeou
         assert {h.id for h in client.search(name, VECTORS[0], k=8)} == set(IDS)
 
 
+@pytest.mark.e2e
 def test_without_etcd_reads_and_writes_go_on_and_collections_wait_for_it(nodes: Nodes) -> None:
     assert nodes.etcd is not None
     with nodes.client(timeout=8) as client:

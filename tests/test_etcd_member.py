@@ -110,6 +110,7 @@ async def test_a_disk_with_data_starts_as_it_is_even_when_nobody_answers(etcd):
     assert await etcd.members() == before
 
 
+@pytest.mark.e2e
 async def test_without_a_majority_an_empty_disk_waits_even_if_the_operator_has_forgotten_the_cluster(etcd):
     etcd.lose_disk(2)
     etcd.kill(1)
@@ -161,6 +162,7 @@ async def test_a_member_that_comes_late_to_the_creation_is_one_of_the_first():
         assert {m.id for m in (await etcd.members()).members} == {m.id for m in before.members}
 
 
+@pytest.mark.e2e
 async def test_one_member_grows_to_two_and_an_interruption_while_there_is_no_majority_does_no_harm():
     with ManagedEtcd(2) as etcd:
         etcd.members_wanted = 1

@@ -86,7 +86,7 @@ async def fronts() -> AsyncIterator[tuple[FakeCluster, list[Front]]]:
             yield cluster, made
 
 
-@pytest.mark.parametrize("fault", ["dies", "stands still"])
+@pytest.mark.parametrize("fault", ["dies", pytest.param("stands still", marks=pytest.mark.e2e)])
 @pytest.mark.parametrize("level", list(ReadConsistency))
 async def test_a_client_sees_nothing_of_a_failover(fault: str, level: ReadConsistency) -> None:
     async with fronts() as (cluster, nodes):

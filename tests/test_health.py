@@ -135,6 +135,16 @@ def test_a_node_whose_shards_never_have_a_copy_to_spare_is_not_needed_more_than_
     assert judge(_state()).needed == frozenset()
 
 
+def test_a_primary_that_is_about_to_serve_is_no_lost_copy() -> None:
+    coming = msgspec.structs.replace(load(NodeId("n0")), recovering=(str(SHARD),))
+    words = "Failing over: shard 0 of collection words: node n0 is taking over."
+    for up in ((0, 1), (0, 1, 2)):
+        assert judge(_three(_replicated(0, 1, 2), *up, n0=coming)).issues[0] == words
+    broken = msgspec.structs.replace(coming, broken=(str(SHARD),))
+    assert judge(_three(_replicated(0, 1, 2), 0, 1, n0=broken)).issues[0].startswith("Lost quorum")
+    assert judge(_three(_replicated(0, 1, 2), 0, n0=coming)).issues[0].startswith("Lost quorum")
+
+
 def test_a_primary_that_hears_too_few_copies_is_told_with_those_that_are_there() -> None:
     lonely = msgspec.structs.replace(load(NodeId("n0"), [SHARD]), cut_off=(str(SHARD),))
     verdict = judge(_three(_replicated(0, 1, 2), 0, 1, 2, n0=lonely))

@@ -101,6 +101,8 @@ class _Look:
     def trouble(self) -> str | None:
         """Why it cannot be read or written, if it cannot."""
         shard, wanted = self.shard, self.shard.min_in_sync
+        if self._is_taking_over() and len(self.good) + 1 >= wanted:
+            return f"Failing over: {{shards}}: node {shard.primary.node} is taking over."
         if not self.good:
             return f"Lost quorum: {{shards}}: {self._why_none()}."
         if len(self.good) < wanted:
@@ -140,6 +142,15 @@ class _Look:
     def _serves(self, member: Member) -> bool:
         load = self._state.alive.get(member.node)
         return load is None or str(self.shard.id) in load.serving
+
+    def _is_taking_over(self) -> bool:
+        """Whether one of several copies is opened as primary, or has everything ready but the last step."""
+        primary, load = self.shard.primary, self._state.alive.get(self.shard.primary.node)
+        if load is None or self.shard.in_sync == (primary,) or primary.node in self._down:
+            return False
+        name, node = str(self.shard.id), self._state.nodes.get(primary.node)
+        is_it = node is not None and node.member(self.shard.id) == primary
+        return is_it and name in load.recovering and name not in load.broken
 
     def _is_cut_off(self) -> bool:
         load = self._state.alive.get(self.shard.primary.node)
