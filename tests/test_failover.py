@@ -39,7 +39,13 @@ def test_only_a_member_that_is_in_sync_on_its_recorded_disk_is_promoted(shards: 
             before = shards[action.shard]
             assert action.target.primary in before.in_sync
             assert _serves(nodes, action.shard, action.target.primary)
-            assert action.target == replace(before, primary=action.target.primary, epoch=before.epoch + 1)
+            others = [m for m in before.in_sync - {before.primary} if _serves(nodes, action.shard, m)]
+            old = frozenset({before.primary} if len(others) >= before.min_in_sync else ())
+            assert action.target.in_sync == before.in_sync - old, "who is replaced learns if enough others serve"
+            learns = {nodes[m.node].member(action.shard) for m in old if m.node in nodes}
+            assert action.target.learners == before.learners | learns
+            sets = {"in_sync": action.target.in_sync, "learners": action.target.learners}
+            assert action.target == replace(before, primary=action.target.primary, epoch=before.epoch + 1, **sets)
 
 
 @in_its_own_time
@@ -63,7 +69,7 @@ def test_a_primary_that_hears_too_few_makes_room_if_the_others_are_enough(shards
     for shard, before in shards.items():
         others = [m for m in before.in_sync - {before.primary} if _serves(nodes, shard, m)]
         if not _serves(nodes, shard, before.primary):
-            assert done.get(shard) == calm.get(shard)
+            assert (shard in done) == (shard in calm)
         elif len(others) >= before.min_in_sync:
             assert done[shard].target.primary in others
         else:
@@ -82,7 +88,8 @@ def test_nobody_is_ever_added_to_an_in_sync_set_and_the_primary_is_never_taken_f
             assert action.target.primary in action.target.in_sync
             gone = before.in_sync - action.target.in_sync
             left = [m for m in action.target.in_sync if _serves(nodes, action.shard, m)]
-            assert not gone or len(left) >= before.replicas
+            few = before.min_in_sync if gone == {before.primary} else before.replicas
+            assert not gone or len(left) >= few
 
 
 @in_its_own_time

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulation.atomic.book import Book
 from simulation.atomic.checks import BatchChecks, ShardChecks
-from simulation.atomic.clients import Clearer, Reader, Writer
+from simulation.atomic.clients import PATIENCE, Clearer, Reader, Writer
 from simulation.atomic.coordinator import SWEEP, Place, sweep
 from simulation.atomic.node import ShardNode
 from simulation.atomic.rules import Rules
@@ -166,11 +166,14 @@ class Simulation:
         self.world.run_until(now)
         before = self._batches()
         self.world.run_until(now + CALM)
+        patience = now + PATIENCE + CALM  # who got no answer because of the last fault asks again only after so long
+        while self._batches() == before and self.world.now < patience:
+            self.world.run_until(self.world.now + CALM / 4)
         if not self._is_doomed() and self._batches() == before:
-            self.judge.fail(f"stuck: no batch was acknowledged in {CALM} s without faults")
+            self.judge.fail(f"stuck: no batch was acknowledged in {PATIENCE + CALM} s without faults")
         for client in self.clients:
             client.stopped = True
-        self.world.run_until(now + CALM + QUIET)
+        self.world.run_until(self.world.now + QUIET)
         for checks in self.checks:
             checks.finish()
             checks.settled()

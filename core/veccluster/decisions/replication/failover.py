@@ -1,8 +1,9 @@
 """Decide who becomes primary, and which nodes are to hold a copy.
 
 Pure: the leader reads etcd, calls `decide`, and applies the actions as compare-and-swaps; on the result a second call
-returns nothing but what it cannot mend. It never adds to an in-sync set and takes from it only what is in excess: the
-primary does both, since only it knows whom it waits for (3). Rules 4, 6, 9 and 11 of docs/replication.md.
+returns nothing but what it cannot mend. It never adds to an in-sync set: the primary does, since only it knows whom it
+waits for (3). It takes from it what is in excess, and a primary that is replaced. Rules 4, 6, 9 and 11 of
+docs/replication.md.
 
 Invariant: who is promoted was in sync when the swap was made, on the disk that is on record.
 """
@@ -103,8 +104,9 @@ def decide(
         if able := _able(shard, now, nodes):
             chosen = min(able, key=lambda m: (led[m.node], m))
             led[chosen.node] += 1
-            epoch = Epoch(now.epoch + 1)
-            target = replace(now, primary=chosen, epoch=epoch, successor=None, revision=NO_REVISION)
+            target = replace(now, primary=chosen, epoch=Epoch(now.epoch + 1), successor=None, revision=NO_REVISION)
+            if len(able) >= now.min_in_sync:
+                target = _without(now.primary, shard, target, nodes)
             yield Promote(shard, target, now.revision)
         elif not _serves(now.primary, shard, nodes):
             yield Unavailable(shard, tuple(sorted(now.in_sync)))
@@ -123,6 +125,17 @@ def _able(shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen]) -> l
         return able
     is_cut_off = shard in nodes[now.primary.node].cut_off
     return able if is_cut_off and len(able) >= now.min_in_sync else []
+
+
+def _without(old: Member, shard: ShardId, target: Configuration, nodes: Mapping[NodeId, Seen]) -> Configuration:
+    """`target` with the node of the primary before it as a learner, with the disk that it has now.
+
+    All that it acknowledged the others have (2), and it acknowledges nothing more once one of them has heard of the new
+    epoch (5). So nobody has to find out once more that it is silent before writes go on.
+    """
+    node = nodes.get(old.node)
+    learns = {node.member(shard)} if node else set()
+    return replace(target, in_sync=target.in_sync - {old}, learners=target.learners | learns)
 
 
 def _serves(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen]) -> bool:
