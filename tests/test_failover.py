@@ -42,7 +42,7 @@ def test_only_a_member_that_is_in_sync_on_its_recorded_disk_is_promoted(shards: 
             others = [m for m in before.in_sync - {before.primary} if _serves(nodes, action.shard, m)]
             old = frozenset({before.primary} if len(others) >= before.min_in_sync else ())
             assert action.target.in_sync == before.in_sync - old, "who is replaced learns if enough others serve"
-            learns = {nodes[m.node].member(action.shard) for m in old if m.node in nodes}
+            learns = {nodes[m.node].member(action.shard) if m.node in nodes else m for m in old}
             assert action.target.learners == before.learners | learns
             sets = {"in_sync": action.target.in_sync, "learners": action.target.learners}
             assert action.target == replace(before, primary=action.target.primary, epoch=before.epoch + 1, **sets)

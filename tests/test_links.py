@@ -195,6 +195,34 @@ async def test_what_is_sent_to_a_peer_that_is_away_is_not_kept_for_long(ends, mo
     assert a.thread.links.reaches(b.id)
 
 
+async def test_a_peer_has_ended_when_its_machine_refuses_for_a_while_and_not_when_it_is_only_silent(ends, monkeypatch):
+    a, b, _ = ends
+    monkeypatch.setattr(links, "REFUSING", 0.3)
+    async with wire(b) as cable:
+        await send_until(a, b, 1)
+        assert a.thread.links.is_connected(b.id) and not a.thread.links.has_ended(b.id)
+        with socket.socket() as taken:  # bound, and nobody listens
+            taken.bind(("127.0.0.1", 0))
+            b.announce(taken.getsockname()[1])
+            cable.cut()
+            began = time.monotonic()
+            async with asyncio.timeout(20):
+                while not a.thread.links.has_ended(b.id):
+                    a.send(b, ACCEPTED)
+                    await asyncio.sleep(0.02)
+            assert time.monotonic() - began >= 0.3
+            assert not a.thread.links.is_connected(b.id)
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+            b.announce(silent.getsockname()[1])
+            async with asyncio.timeout(20):
+                while a.thread.links.has_ended(b.id):
+                    a.send(b, ACCEPTED)
+                    await asyncio.sleep(0.02)
+        b.announce(b.port)
+        await send_until(a, b, 2)
+        assert a.thread.links.is_connected(b.id) and not a.thread.links.has_ended(b.id)
+
+
 def test_of_too_much_for_a_slow_peer_the_oldest_is_dropped():
     box = links._Outbox(100)
     assert box.put(b"a" * 60) and not box.put(b"b" * 60)

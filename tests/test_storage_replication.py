@@ -64,6 +64,21 @@ def test_a_follower_takes_no_writes_and_no_strong_reads(tmp_path):
             shard.replicas[N1].may_read(ReadConsistency.session, Seq(99), 0.1).result(30)
 
 
+def test_a_follower_whose_process_has_ended_is_not_waited_for(tmp_path):
+    with replicated(tmp_path) as shard:
+        stored(shard.primary, "a")
+        shard.settings = replace(shard.settings, silence=3600.0)
+        shard.reopen(N0)
+        stored(shard.primary, "b")
+        shard.stop(N2)
+        waits = asked(shard.primary, "c")
+        with pytest.raises(NotInTime):
+            waits.result(0.5)
+        shard.ended.add(N2)
+        assert waits.result(30).last_seq
+        assert shard.key.in_sync == {member(0), member(1)}
+
+
 def test_another_replica_goes_on_when_the_primary_is_gone_and_the_old_one_follows_when_it_is_back(tmp_path):
     with replicated(tmp_path) as shard:
         for name in "abc":

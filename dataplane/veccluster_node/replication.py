@@ -35,6 +35,12 @@ class Sender(Protocol):
     def reaches(self, node: NodeId) -> bool:
         """False when the node has been away for a while."""
 
+    def is_connected(self, node: NodeId) -> bool:
+        """Whether there is a connection."""
+
+    def has_ended(self, node: NodeId) -> bool:
+        """Whether nothing has listened at the node's address for a while."""
+
 
 class Offers(Protocol):
     """Snapshots that others may fetch."""
@@ -67,6 +73,16 @@ class Replication:
         if self.links and not self.links.reaches(to.node):
             return False
         return self.offers is None or not self.offers.is_under_way(shard, to)
+
+    def has_ended(self, to: Member) -> bool:
+        """Whether the process of that node has ended, as far as anybody can tell."""
+        if self.links is None:
+            return False
+        if self.links.has_ended(to.node):
+            return True
+        state = self.store.state if self.store else None
+        is_gone = state is not None and bool(state.revision) and to.node not in state.alive
+        return is_gone and not self.links.is_connected(to.node)
 
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         """Let a member fetch everything."""

@@ -158,7 +158,10 @@ class Node:
         self.guarded(TICK * self.world.rng.uniform(0.8, 1.2), self._tick)
 
     def _silent(self) -> frozenset[Member]:
-        return frozenset(m for m, at in self._heard.items() if self.world.now - at > SILENT_AFTER)
+        """Who has not been heard for too long, or is known to have ended: machines that are down may say so."""
+        since = {m: self.world.now - at for m, at in self._heard.items()}
+        ended = {m for m in since if not self.peers[m.node].up and self.world.weather.tells_ends}
+        return frozenset(m for m, seconds in since.items() if seconds > SILENT_AFTER / (5 if m in ended else 1))
 
     def _keep_alive(self) -> None:
         member, broken, primary = self.member, self.replica.broken, self.replica.primary

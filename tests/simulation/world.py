@@ -42,6 +42,8 @@ class Weather:
     """How often a node is cut off, compared with other faults."""
     writes: float
     """The share of writes in what clients ask."""
+    tells_ends: bool
+    """Whether a primary learns soon that a member's process has ended: its machine refuses connections."""
     levels: tuple[WriteConsistency, ...] = (
         WriteConsistency.one,
         WriteConsistency.quorum,
@@ -74,6 +76,7 @@ class Weather:
             window=rng.choice([2, 5, 1024]),
             isolations=rng.choice([1, 3, 8]),
             writes=rng.choice([0.3, 0.5, 0.7]),
+            tells_ends=rng.random() < 0.5,
         )
         return replace(drawn, **dict(changes))
 

@@ -39,6 +39,8 @@ class Shard:
         self.replicas: dict[NodeId, Replica] = {}
         self.cuts: set[tuple[NodeId, NodeId]] = set()
         self.etcd_away: set[NodeId] = set()
+        self.ended: set[NodeId] = set()
+        """Nodes whose process is known to have ended."""
         self.known = Known(Revision(1))
         """What etcd says of batches over several shards."""
         self._lock = threading.RLock()
@@ -186,6 +188,9 @@ class Around:
 
     def takes_records(self, shard: ShardId, to: Member) -> bool:
         return True
+
+    def has_ended(self, to: Member) -> bool:
+        return to.node in self._shard.ended
 
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         threading.Thread(target=self._shard.fetch, args=(self._node, header), daemon=True).start()

@@ -84,6 +84,9 @@ class Alone:
     def takes_records(self, shard: ShardId, to: Member) -> bool:
         raise AssertionError("there is nobody else")
 
+    def has_ended(self, to: Member) -> bool:
+        raise AssertionError("there is nobody else")
+
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         raise AssertionError("there is nobody else")
 

@@ -77,7 +77,7 @@ class Peers:
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if maybe_done:
                     raise _unknown(member, error) from error
-                why = NothingListens if _is_refused(error) else Unavailable
+                why = NothingListens if is_refused(error) else Unavailable
                 raise why(f"node {member.id} ({member.peer_address}) cannot be reached: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 maybe_done = is_write
@@ -115,7 +115,8 @@ def impatient_socket(address: AddrInfoType, silence: float = SILENCE) -> socket.
     return made
 
 
-def _is_refused(error: Exception) -> bool:
+def is_refused(error: BaseException) -> bool:
+    """Whether a machine answered that nothing listens at that port."""
     return isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED
 
 

@@ -20,7 +20,7 @@ from aiohttp.connector import AddrInfoType
 
 from veccluster.model.state import Node, NodeId, ShardId
 from veccluster_node.peer import wire
-from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket
+from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket, is_refused
 
 PATH = "/peer/v1/replication"
 FRAME = 4 << 20
@@ -29,6 +29,8 @@ OUTBOX = 64 << 20
 """Bytes that may wait for one peer."""
 GRACE = 2.0
 """Seconds for which what is sent to a peer that is away is kept, since it may only be restarting."""
+REFUSING = 0.5
+"""Seconds for which nothing listens at the address of a node whose process is taken to have ended."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between attempts to connect; from one to the next twice as many."""
 LOOK_EVERY, PING_EVERY = 0.25, 0.5
@@ -68,6 +70,16 @@ class Links:
         """Whether sending makes sense: False when the node has been away for a while, until it is connected again."""
         link = self._links.get(node)
         return link is None or link.is_worth_it
+
+    def is_connected(self, node: NodeId) -> bool:
+        """Whether there is a connection."""
+        link = self._links.get(node)
+        return link is not None and link.away_since is None
+
+    def has_ended(self, node: NodeId) -> bool:
+        """Whether the node's machine has said for a while that nothing listens there."""
+        link = self._links.get(node)
+        return link is not None and link.refusing is not None and time.monotonic() >= link.refusing + REFUSING
 
     def _link(self, node: NodeId) -> "_Link | None":
         if node == self._me or self._loop is None:
@@ -246,6 +258,8 @@ class _Link:
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     away_since: float | None = field(default_factory=time.monotonic)
+    refusing: float | None = None
+    """Since when nothing has listened at its address, each time it was tried."""
     _said: bool = False
 
     @property
@@ -256,15 +270,16 @@ class _Link:
 
     def connected(self) -> None:
         """There is a connection."""
-        self.away_since, self._said = None, False
+        self.away_since, self.refusing, self._said = None, None, False
         log.info("link_connected", node=self.node)
 
     def lost(self, errors: BaseExceptionGroup[Exception]) -> None:
         """There is none, or none any more. It is wanted all the same: who asked for it last was told of one."""
         self.away_since = self.away_since or time.monotonic()
         self.wanted.set()
+        error = errors.exceptions[0]
+        self.refusing = (self.refusing or time.monotonic()) if is_refused(error) else None
         if not self._said:
-            error = errors.exceptions[0]
             log.warning("link_lost", node=self.node, reason=str(error) or type(error).__name__)
             self._said = True
 

@@ -138,10 +138,13 @@ class Conductor:
         if now - self._ticked > self._settings.silence / 2:  # it was this process that stood still
             self._heard = dict.fromkeys(self._heard, now)
         self._ticked = now
-        silence = self._settings.silence
-        self._silent = frozenset(m for m in self._awaited() if now - self._heard.setdefault(m, now) > silence)
+        self._silent = frozenset(m for m in self._awaited() if self._is_silent(m, now))
         self.handle(on.Tick(self._silent))
         self._give_up_reads(now)
+
+    def _is_silent(self, member: Member, now: float) -> bool:
+        since = self._heard.setdefault(member, now)
+        return now - since > self._settings.silence or self._surroundings.has_ended(member)
 
     def _awaited(self) -> frozenset[Member]:
         primary = self.rules.primary

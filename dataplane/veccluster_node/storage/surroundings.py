@@ -23,6 +23,9 @@ class Surroundings(Protocol):
     def takes_records(self, shard: ShardId, to: Member) -> bool:
         """Whether to send records makes sense: not to a node that is away, or that is fetching everything anyway."""
 
+    def has_ended(self, to: Member) -> bool:
+        """Whether that member's process is known to have ended: nothing listens, or it said that it goes and went."""
+
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         """Let the member that `header` is for fetch everything, unless it is doing so already."""
 

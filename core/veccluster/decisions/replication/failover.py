@@ -134,8 +134,8 @@ def _without(old: Member, shard: ShardId, target: Configuration, nodes: Mapping[
     epoch (5). So nobody has to find out once more that it is silent before writes go on.
     """
     node = nodes.get(old.node)
-    learns = {node.member(shard)} if node else set()
-    return replace(target, in_sync=target.in_sync - {old}, learners=target.learners | learns)
+    learner = node.member(shard) if node else old
+    return replace(target, in_sync=target.in_sync - {old}, learners=target.learners | {learner})
 
 
 def _serves(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen]) -> bool:
