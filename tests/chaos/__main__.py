@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nemesis", default="mixed", choices=sorted({*nemeses.NEMESES, *DAMAGES}))
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--seed", type=int, default=None, help="chooses the faults; another one each time by default")
-    parser.add_argument("--operations", type=int, default=1500, help="least number of operations in a cycle's history")
+    parser.add_argument("--operations", type=int, default=600, help="least number of operations in a cycle's history")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds that etcd-away lasts")
     parser.add_argument("--recovery", type=float, default=90.0, help="seconds within which all must be in order again")
     parser.add_argument("--nodes", type=int, default=3)
