@@ -1,6 +1,6 @@
 """Measure a cluster of local processes: recall, ingest, queries a second, latency, memory.
 
-    python -m bench [--data DIR] [--rows N] [--nodes 3] [--metric cosine] [--precision f32] [--json FILE]
+    python -m bench [--data DIR] [--rows N] [--nodes 3] [--replicas 3] [--metric cosine] [--precision f32] [--json FILE]
 
 The client runs on the same machine and takes its share of the processors; figures of one run compare with each other.
 """
@@ -44,6 +44,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, default=Path(__file__).parent.parent / "examples" / "wordnet")
     arguments.add_argument("--rows", type=int, help="use only so many vectors")
     arguments.add_argument("--nodes", type=int, default=3)
+    arguments.add_argument("--replicas", type=int, help="replicas of each shard; by default what the cluster makes")
     arguments.add_argument("--metric", choices=["cosine", "l2", "dot"], default="cosine")
     arguments.add_argument("--precision", choices=["f32", "f16", "bf16", "i8"])
     arguments.add_argument("--json", type=Path, default=Path(__file__).parent / "out" / "bench.json")
@@ -60,9 +61,18 @@ def main() -> None:
 async def _measure(data: Dataset, options: argparse.Namespace) -> dict[str, Figures]:
     index = {"precision": options.precision} if options.precision else None
     async with _cluster(options.nodes) as (client, directory):
-        await client.create_collection(NAME, dimension=data.vectors.shape[1], metric=options.metric, index=index)
+        made = await client.create_collection(
+            NAME,
+            dimension=data.vectors.shape[1],
+            metric=options.metric,
+            index=index,
+            replication_factor=options.replicas,
+        )
+        replicas = made.details["replication_factor"]
         truth = nearest(data.vectors, data.queries, K, options.metric)
-        figures: dict[str, Figures] = {"set-up": {"vectors": len(data.vectors), "nodes": options.nodes}}
+        figures: dict[str, Figures] = {
+            "set-up": {"vectors": len(data.vectors), "nodes": options.nodes, "replicas": replicas}
+        }
         figures["ingest"] = await _ingest(client, data, options.metric)
         figures["just loaded"] = await _quality(client, data, truth)
         await _until_indexed(client)
