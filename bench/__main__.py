@@ -83,6 +83,8 @@ async def _measure(data: Dataset, options: argparse.Namespace) -> dict[str, Figu
             figures[f"filter {name}"] = await _filtered(client, data, slots, options.metric)
         figures["memory and disk"] = _sizes(directory)
         figures[f"after replacing {REPLACED:.0%} {ROUNDS} times"] = await _churn(client, data, truth)
+        if options.nodes > 1 and replicas > 1:
+            figures["while a node fetches all its copies anew"] = await _refill(client, data, directory)
         return figures
 
 
@@ -203,11 +205,49 @@ async def _churn(client: AsyncClient, data: Dataset, truth: npt.NDArray[np.int64
     return {**await _quality(client, data, truth), "worst recall@10 meanwhile": worst, **await _load(client, data, 8)}
 
 
-def _sizes(directory: StateDirectory) -> Figures:
+async def _refill(client: AsyncClient, data: Dataset, directory: StateDirectory) -> Figures:
+    """Take a node's disk away while eight clients search, until everything is in order again."""
+    name, process = _nodes(directory)[-1]
+    files = directory.data_of(name)
+    files.rename(files.with_name(f"{name}.lost"))
+    process.kill()
+    began = time.monotonic()
+    waits: list[float] = []
+    whole = asyncio.Event()
+
+    async def one_client(number: int) -> None:
+        while not whole.is_set():
+            started, number = time.perf_counter(), number + 8
+            await client.search(NAME, data.queries[number % len(data.queries)], k=K)
+            waits.append(time.perf_counter() - started)
+
+    searching = [asyncio.create_task(one_client(n)) for n in range(8)]
+    for should_be in (False, True):
+        await _until_whole(client, should_be=should_be)
+    seconds = time.monotonic() - began
+    whole.set()
+    await asyncio.gather(*searching)
+    return {"seconds": round(seconds, 1), "queries/s": round(len(waits) / seconds), **_latency(waits)}
+
+
+async def _until_whole(client: AsyncClient, *, should_be: bool) -> None:
+    """Wait until the cluster says that it has every copy, or that it lacks some."""
+    is_whole = not should_be
+    while is_whole != should_be:
+        now = await client.cluster()
+        is_whole = now.health == "healthy" and not now.shards.under_replicated
+        await asyncio.sleep(0.2)
+
+
+def _nodes(directory: StateDirectory) -> list[tuple[str, psutil.Process]]:
+    """The nodes that run."""
     status = directory.status()
     assert status is not None
-    nodes = [p for p in status.processes if p.process and p.role == "node"]
-    resident = [psutil.Process(p.process.pid).memory_info() for p in nodes if p.process]
+    return [(p.name, psutil.Process(p.process.pid)) for p in status.processes if p.process and p.role == "node"]
+
+
+def _sizes(directory: StateDirectory) -> Figures:
+    resident = [process.memory_info() for _, process in _nodes(directory)]
     disk = sum(f.stat().st_size for f in directory.path.rglob("*") if f.is_file())
     return {
         "memory MiB, all nodes": sum(m.rss for m in resident) >> 20,
