@@ -114,7 +114,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "Unconfirmed": Mutation(
         "a primary says that there is no decision without asking whether its epoch holds",
-        Rules(confirms=False, weather=CUT_OFF | BUSY),
+        Rules(confirms=False, weather=CUT_OFF | BUSY | {"faults_every": 0.2}),
     ),
     "DropAlone": Mutation("a primary drops a batch that waits too long by itself", Rules(drops_alone=True)),
     "NeverDrop": Mutation("nobody proposes to drop a batch whose coordinator is gone", Rules(overdue=lambda *_: ())),
