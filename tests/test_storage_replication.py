@@ -79,6 +79,18 @@ def test_a_follower_whose_process_has_ended_is_not_waited_for(tmp_path):
         assert shard.key.in_sync == {member(0), member(1)}
 
 
+def test_while_etcd_is_away_who_was_silent_for_a_while_counts_again_when_it_is_heard(tmp_path):
+    with replicated(tmp_path) as shard:
+        stored(shard.primary, "a")
+        shard.etcd_away.add(N0)
+        shard.cuts |= {(N0, N2), (N2, N0)}
+        silence = shard.settings.silence
+        shard.wait(lambda: any(p.silent > 2 * silence for p in shard.primary.standing.others))
+        shard.cuts.clear()
+        assert stored(shard.primary, "b", WriteConsistency.all)
+        assert len(shard.key.in_sync) == 3
+
+
 def test_another_replica_goes_on_when_the_primary_is_gone_and_the_old_one_follows_when_it_is_back(tmp_path):
     with replicated(tmp_path) as shard:
         for name in "abc":

@@ -89,6 +89,10 @@ class Replication:
         if self.offers and self.host:
             self.offers.offer(shard, header, self.host.directory(shard))
 
+    def reaches_etcd(self) -> bool:
+        """Whether this node has a lease."""
+        return self.host is None or self.host.metadata_is_fresh()
+
     def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
         """Change the shard's record."""
         self._soon(self._swap(shard, target, expected))

@@ -67,8 +67,9 @@ class Etcd:
             watch(self.key)
         return Outcome.swapped, self.key
 
-    def keep_alive(self, node: NodeId, incarnation: Incarnation, *, broken: bool, cut_off: bool) -> None:
+    def keep_alive(self, node: NodeId, incarnation: Incarnation, *, broken: bool, cut_off: bool) -> bool:
         self.nodes[node] = Registered(incarnation, self.world.now + LEASE, broken, cut_off)
+        return True
 
     def is_alive(self, node: NodeId) -> bool:
         return node in self.nodes and self.nodes[node].expires > self.world.now

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from simulation.checks import Checks
 from simulation.disk import Base, Disk, Table
-from simulation.etcd import Etcd
+from simulation.etcd import LEASE, Etcd
 from simulation.world import Action, World
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
@@ -90,6 +90,7 @@ class Node:
         self._waiting: dict[str, list[WriteAnswer]] = {}
         self._reading: dict[str, tuple[str, ReadAnswer]] = {}
         self._heard: dict[Member, float] = {}
+        self._etcd_answered = self.world.now
         self._reopening = False
         self.world.tell(self.id, f"opened {self.member.incarnation} at {image.last}, applied {self.applied}")
         self.guarded(self.world.rng.uniform(0, TICK), self._tick)
@@ -145,7 +146,8 @@ class Node:
             self._reopen()
 
     def _tick(self) -> None:
-        self.handle(on.Tick(self._silent()))
+        etcd_is_away = self.world.now - self._etcd_answered > LEASE
+        self.handle(on.Tick(frozenset() if etcd_is_away else self._silent()))
         if self.replica.primary:
             for member in self.replica.primary.waiting - {self.member}:
                 self._heard.setdefault(member, self.world.now)
@@ -169,7 +171,7 @@ class Node:
         self.etcd.request(
             self.id,
             lambda: self.etcd.keep_alive(self.id, member.incarnation, broken=broken, cut_off=cut_off),
-            lambda _: None,
+            lambda said: setattr(self, "_etcd_answered", self.world.now if said else self._etcd_answered),
         )
         self.guarded(0.12, self._keep_alive)
 

@@ -202,6 +202,9 @@ class Around:
         if replica := self._shard.replicas.get(self._node):
             replica.feed(on.Answered(target, outcome, now))
 
+    def reaches_etcd(self) -> bool:
+        return self._node not in self._shard.etcd_away
+
     def read_configuration(self, shard: ShardId) -> None:
         if self._node not in self._shard.etcd_away and (replica := self._shard.replicas.get(self._node)):
             replica.feed(on.Seen(self._shard.key))

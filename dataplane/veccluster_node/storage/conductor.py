@@ -139,7 +139,8 @@ class Conductor:
             self._heard = dict.fromkeys(self._heard, now)
         self._ticked = now
         self._silent = frozenset(m for m in self._awaited() if self._is_silent(m, now))
-        self.handle(on.Tick(self._silent))
+        # While etcd is away nobody can be let go, and what was asked of it meanwhile counts as neither done nor not.
+        self.handle(on.Tick(self._silent if self._surroundings.reaches_etcd() else frozenset()))
         self._give_up_reads(now)
 
     def _is_silent(self, member: Member, now: float) -> bool:

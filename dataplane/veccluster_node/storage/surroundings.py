@@ -32,6 +32,9 @@ class Surroundings(Protocol):
     def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
         """Change the shard's record to `target` if its revision is `expected`; the answer comes as `Answered`."""
 
+    def reaches_etcd(self) -> bool:
+        """Whether etcd has answered of late."""
+
     def read_configuration(self, shard: ShardId) -> None:
         """Read the shard's record; it comes as `Seen`."""
 
