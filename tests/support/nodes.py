@@ -20,7 +20,8 @@ import requests
 
 from support.cluster import free_run, unique_name, wait_until
 from support.etcd import EtcdCluster
-from veccluster import Client, CollectionInfo
+from veccluster import Client
+from veccluster.client import CollectionInfo
 from veccluster.model.state import Shard, ShardId
 from veccluster_cli.local.processes import tied
 from veccluster_node.metadata.keys import decode_shard

@@ -136,8 +136,9 @@ class Shard:
             offered = snapshots.export(self.replicas[sender].path, to.path / "incoming")
             snapshots.verify(to.path / "incoming", offered)
             self.deliver(sender, header.to, Snapshot(header, offered.through, offered))
-            self.wait(lambda: to.staged)
-            self.reopen(header.to.node)
+            self.wait(lambda: to.staged or header.to in self.key.in_sync)  # it may have come by the log meanwhile
+            if to.staged:
+                self.reopen(header.to.node)
 
     @contextmanager
     def _fetching_ends(self) -> Iterator[None]:
