@@ -45,6 +45,7 @@ def _primary_of(client: Client, name: str, number: int) -> int:
     return int((client.collection(name).shard_states[number].primary or "")[1:])
 
 
+@pytest.mark.e2e
 def test_a_node_that_is_down_makes_its_shards_unavailable_by_name_and_nothing_else(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -138,6 +139,7 @@ def test_another_node_leads_when_the_leader_dies(nodes: Nodes) -> None:
         assert client.count("made-by-the-next") == 8
 
 
+@pytest.mark.e2e
 def test_a_lost_disk_is_named_and_never_replaced_by_an_empty_one(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -175,6 +177,7 @@ def test_a_shard_directory_that_is_gone_is_reported_and_never_made_anew(nodes: N
             client.count(name)
 
 
+@pytest.mark.e2e
 def test_a_shard_whose_log_is_damaged_makes_the_cluster_critical_and_is_read(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -235,6 +238,7 @@ def test_a_stopped_node_ends_with_0_and_its_data_is_there_again(nodes: Nodes) ->
         assert client.count(name) == 8
 
 
+@pytest.mark.e2e
 def test_a_node_that_cannot_start_says_why_in_one_line_and_by_its_exit_code(etcd: EtcdCluster) -> None:
     with Nodes(1, etcd=etcd) as nodes:
 

@@ -178,6 +178,7 @@ async def history(client: EtcdClient, start: Revision, end: Revision) -> list[Ev
     raise AssertionError("a watch does not end")
 
 
+@pytest.mark.e2e
 async def test_with_members_failing_one_after_another_no_call_fails_that_may_be_repeated_and_nothing_is_lost(cluster):
     clients = [EtcdClient(cluster.config(**PATIENT)) for _ in range(6)]
     for client in clients:

@@ -166,6 +166,7 @@ def write_file(tmp_path, **spec):
     return file
 
 
+@pytest.mark.e2e
 def test_the_command_line_brings_a_cluster_up_shows_it_and_takes_it_down(tmp_path):
     def run(*arguments, code=0):
         done = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=90)
