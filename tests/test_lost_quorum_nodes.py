@@ -112,8 +112,9 @@ def test_a_shard_with_one_copy_in_sync_left_takes_writes_again_and_is_whole_agai
     gone = [n for n in range(3) if n != left]
     cli.node = left
     assert "can serve it" in cli("shards", "recover", words.name, "0")
-    for number in gone:
+    for number in gone:  # at once, before one of them can be let go
         nodes.kill(number)
+    for number in gone:
         shutil.rmtree(nodes.data(number))
     report_of(client, words)
     before = record_of(nodes, words)
