@@ -20,6 +20,14 @@ from veccluster_node.storage.snapshots import Offered
 ACCEPTED = Accepted(Epoch(3), member(1), Seq(9), 4)
 
 
+async def send_while(a, b, holds, message=ACCEPTED):
+    """Send again and again: a link tries to connect only for what is sent, and tells nobody what it found."""
+    async with asyncio.timeout(20):
+        while holds():
+            a.send(b, message)
+            await asyncio.sleep(0.02)
+
+
 @pytest.fixture
 async def ends(tmp_path):
     members = {}
@@ -166,10 +174,7 @@ async def test_a_link_leaves_an_address_that_its_node_has_left_although_somebody
     monkeypatch.setattr(links, "GRACE", 0.3)
     await send_until(a, b, 1)
     b.announce(c.port)  # as when a pod gets the address that another one had
-    async with asyncio.timeout(20):
-        while a.thread.links.reaches(b.id):
-            a.send(b, ACCEPTED)
-            await asyncio.sleep(0.05)
+    await send_while(a, b, lambda: a.thread.links.reaches(b.id))
     assert c.received.empty()
     b.announce(b.port)
     await send_until(a, b, 2)
@@ -185,9 +190,7 @@ async def test_what_is_sent_to_a_peer_that_is_away_is_not_kept_for_long(ends, mo
             taken.bind(("127.0.0.1", 0))
             b.announce(taken.getsockname()[1])
             cable.cut()
-            while a.thread.links.reaches(b.id):
-                a.send(b, replicate(2))
-                await asyncio.sleep(0.02)
+            await send_while(a, b, lambda: a.thread.links.reaches(b.id), replicate(2))
             for number in range(3, 50):
                 a.send(b, replicate(number))
             b.announce(b.port)
@@ -206,18 +209,12 @@ async def test_a_peer_has_ended_when_its_machine_refuses_for_a_while_and_not_whe
             b.announce(taken.getsockname()[1])
             cable.cut()
             began = time.monotonic()
-            async with asyncio.timeout(20):
-                while not a.thread.links.has_ended(b.id):
-                    a.send(b, ACCEPTED)
-                    await asyncio.sleep(0.02)
+            await send_while(a, b, lambda: not a.thread.links.has_ended(b.id))
             assert time.monotonic() - began >= 0.3
             assert not a.thread.links.is_connected(b.id)
         with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
             b.announce(silent.getsockname()[1])
-            async with asyncio.timeout(20):
-                while a.thread.links.has_ended(b.id):
-                    a.send(b, ACCEPTED)
-                    await asyncio.sleep(0.02)
+            await send_while(a, b, lambda: a.thread.links.has_ended(b.id))
         b.announce(b.port)
         await send_until(a, b, 2)
         assert a.thread.links.is_connected(b.id) and not a.thread.links.has_ended(b.id)

@@ -145,12 +145,11 @@ class _Look:
 
     def _is_taking_over(self) -> bool:
         """Whether one of several copies is opened as primary, or has everything ready but the last step."""
-        primary, load = self.shard.primary, self._state.alive.get(self.shard.primary.node)
-        if load is None or self.shard.in_sync == (primary,) or primary.node in self._down:
+        primary, name = self.shard.primary, str(self.shard.id)
+        load = self._state.alive.get(primary.node)
+        if load is None or self.shard.in_sync == (primary,) or self._why_gone(primary):
             return False
-        name, node = str(self.shard.id), self._state.nodes.get(primary.node)
-        is_it = node is not None and node.member(self.shard.id) == primary
-        return is_it and name in load.recovering and name not in load.broken
+        return name in load.recovering and name not in load.broken
 
     def _is_cut_off(self) -> bool:
         load = self._state.alive.get(self.shard.primary.node)
@@ -158,17 +157,22 @@ class _Look:
 
     def _why(self, member: Member) -> str | None:
         """Why that copy is none, if it is not."""
-        node, load, shard = self._state.nodes.get(member.node), self._state.alive.get(member.node), str(self.shard.id)
-        if node is None:
-            return "is no longer a member"
-        if node.id in self._down:
-            return "is not reachable"
-        if node.member(self.shard.id) != member:
-            return "no longer has the disk that held it"
+        if why := self._why_gone(member):
+            return why
+        load, shard = self._state.alive.get(member.node), str(self.shard.id)
         is_alone = self.shard.in_sync == (member,)
         if load and shard not in load.serving and (is_alone or shard in load.recovering or shard in load.broken):
             return "is still opening it, or could not (see its issues)"
         return None
+
+    def _why_gone(self, member: Member) -> str | None:
+        """Why its node is not there with the disk that holds it, if it is not."""
+        node = self._state.nodes.get(member.node)
+        if node is None:
+            return "is no longer a member"
+        if node.id in self._down:
+            return "is not reachable"
+        return None if node.member(self.shard.id) == member else "no longer has the disk that held it"
 
     def _why_none(self) -> str:
         if len(self.shard.in_sync) > 1:
