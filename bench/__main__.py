@@ -38,6 +38,14 @@ QUERIES = 2_000
 Figures = dict[str, float | int | str]
 
 
+class Report(dict[str, Figures]):
+    """What has been measured, by subject; each is said as soon as it is there, for a run may take half an hour."""
+
+    def __setitem__(self, what: str, figures: Figures) -> None:
+        super().__setitem__(what, figures)
+        print(f"  {what}: {', '.join(f'{name} {value}' for name, value in figures.items())}", file=sys.stderr)
+
+
 def main() -> None:
     """Run everything and print it."""
     arguments = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
@@ -51,14 +59,15 @@ def main() -> None:
     options = arguments.parse_args()
     data = load(options.data, options.rows)
     print(f"{data.name}: {len(data.vectors)} vectors of {data.vectors.shape[1]}, {len(data.queries)} queries")
-    figures = asyncio.run(_measure(data, options))
+    figures = Report()
+    asyncio.run(_measure(data, options, figures))
     _print(figures)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"\nThe same as JSON: {options.json}")
 
 
-async def _measure(data: Dataset, options: argparse.Namespace) -> dict[str, Figures]:
+async def _measure(data: Dataset, options: argparse.Namespace, figures: Report) -> None:
     index = {"precision": options.precision} if options.precision else None
     async with _cluster(options.nodes) as (client, directory):
         made = await client.create_collection(
@@ -70,22 +79,19 @@ async def _measure(data: Dataset, options: argparse.Namespace) -> dict[str, Figu
         )
         replicas = made.details["replication_factor"]
         truth = nearest(data.vectors, data.queries, K, options.metric)
-        figures: dict[str, Figures] = {
-            "set-up": {"vectors": len(data.vectors), "nodes": options.nodes, "replicas": replicas}
-        }
+        figures["set-up"] = {"vectors": len(data.vectors), "nodes": options.nodes, "replicas": replicas}
         figures["ingest"] = await _ingest(client, data, options.metric)
         figures["just loaded"] = await _quality(client, data, truth)
-        await _until_indexed(client)
+        await _until_indexed(client, directory)
         figures["indexed"] = await _quality(client, data, truth)
         for clients in (1, 8, 32):
             figures[f"{clients} clients"] = await _load(client, data, clients)
         for name, slots in SELECTIVITY.items():
             figures[f"filter {name}"] = await _filtered(client, data, slots, options.metric)
         figures["memory and disk"] = _sizes(directory)
-        figures[f"after replacing {REPLACED:.0%} {ROUNDS} times"] = await _churn(client, data, truth)
+        figures[f"after replacing {REPLACED:.0%} {ROUNDS} times"] = await _churn(client, data, truth, directory)
         if options.nodes > 1 and replicas > 1:
             figures["while a node fetches all its copies anew"] = await _refill(client, data, directory)
-        return figures
 
 
 async def _ingest(client: AsyncClient, data: Dataset, metric: str) -> Figures:
@@ -148,11 +154,12 @@ async def _quality(client: AsyncClient, data: Dataset, truth: npt.NDArray[np.int
     return {"recall@10": round(recall(found, truth, data.ids), 4)}
 
 
-async def _until_indexed(client: AsyncClient, settle: float = 3.0) -> None:
-    """Wait until nothing has been built for a while."""
+async def _until_indexed(client: AsyncClient, directory: StateDirectory, settle: float = 3.0) -> None:
+    """Wait until no copy has been built for a while; the collection's `index_state` is that of its primaries alone."""
     quiet_since = time.monotonic()
     while time.monotonic() - quiet_since < settle:
-        if (await client.collection(NAME)).index_state != "ready":
+        builds = any(node.children() for _, node in _nodes(directory))
+        if builds or (await client.collection(NAME)).index_state != "ready":
             quiet_since = time.monotonic()
         await asyncio.sleep(0.2)
 
@@ -193,7 +200,9 @@ async def _filtered(client: AsyncClient, data: Dataset, slots: int, metric: str)
     return {"recall@10": round(recall(found, truth, [data.ids[r] for r in rows]), 4), **timed}
 
 
-async def _churn(client: AsyncClient, data: Dataset, truth: npt.NDArray[np.int64]) -> Figures:
+async def _churn(
+    client: AsyncClient, data: Dataset, truth: npt.NDArray[np.int64], directory: StateDirectory
+) -> Figures:
     """Store 30 % of the vectors again, ten times: the truth stays what it was, the index does not."""
     chance = np.random.default_rng(2)
     worst = 1.0
@@ -201,7 +210,7 @@ async def _churn(client: AsyncClient, data: Dataset, truth: npt.NDArray[np.int64
         rows = chance.choice(len(data.vectors), int(REPLACED * len(data.vectors)), replace=False)
         await client.upsert(NAME, [data.ids[r] for r in rows], data.vectors[rows], [data.metadata[r] for r in rows])
         worst = min(worst, float((await _quality(client, data, truth))["recall@10"]))
-    await _until_indexed(client)
+    await _until_indexed(client, directory)
     return {**await _quality(client, data, truth), "worst recall@10 meanwhile": worst, **await _load(client, data, 8)}
 
 
@@ -274,7 +283,7 @@ async def _cluster(nodes: int) -> AsyncIterator[tuple[AsyncClient, StateDirector
             runtime.down(directory)
 
 
-def _print(figures: dict[str, Figures]) -> None:
+def _print(figures: Report) -> None:
     table = Table("what", "figure", "value")
     for what, rows in figures.items():
         for number, (name, value) in enumerate(rows.items()):

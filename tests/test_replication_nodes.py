@@ -98,6 +98,22 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
     nodes.wait_healthy()
 
 
+def test_a_node_with_a_new_disk_that_starts_at_once_waits_until_it_is_no_longer_taken_for_the_old_one(
+    etcd: EtcdCluster,
+) -> None:
+    slow = {"failover": {"heartbeat": "1s", "timeout": "6s"}}
+    with Nodes(3, etcd=etcd, spec=slow) as nodes, nodes.client(timeout=30.0) as client:
+        words = client.create_collection("words", dimension=16, metric="cosine", shards=1, replication_factor=3)
+        client.upsert(words.name, IDS, VECTORS)
+        old = record_of(nodes, words).in_sync
+        nodes.kill(1)
+        shutil.rmtree(nodes.data(1))
+        nodes.start(1)
+        nodes.wait_ready(1)
+        wait_until(lambda: _is_whole(nodes, words, 0, 1, 2), "all to be in sync")
+        assert len({*old, *record_of(nodes, words).in_sync}) == 4
+
+
 def test_a_copy_on_a_node_that_stays_away_is_made_on_another(etcd: EtcdCluster) -> None:
     with Nodes(4, etcd=etcd, spec=FAST) as nodes, nodes.client(timeout=30.0) as client:
         for number in range(4):  # with a patience that a test has

@@ -364,13 +364,23 @@ class DataNode:
         )
 
     async def _refuse_a_second_self(self, store: Store, me: Node) -> None:
-        """Two processes with one id would each take the other for itself; the second one must not start."""
-        registered, alive = await store.read_node(me.id)
-        if registered and alive and registered.incarnation != me.incarnation and alive.boot != self.boot:
+        """Two processes with one id would each take the other for itself; the second one must not start.
+
+        One that died still seems alive until its lease ends, and its successor may have a new disk: that is waited for.
+        """
+        if await self._second_self(store, me):
+            log.info("waiting_for_the_lease_of_another_with_this_id", node=me.id)
+            await store.wait_until(lambda state: me.id not in state.alive, timeout=2 * self.settings.lease_ttl)
+        if other := await self._second_self(store, me):
             raise WrongDirectory(
-                f"a node {me.id} with another data directory is alive at {registered.address}: "
+                f"a node {me.id} with another data directory is alive at {other.address}: "
                 "stop it, or give this node another id"
             )
+
+    async def _second_self(self, store: Store, me: Node) -> Node | None:
+        registered, alive = await store.read_node(me.id)
+        is_other = registered and alive and registered.incarnation != me.incarnation and alive.boot != self.boot
+        return registered if is_other else None
 
     def _load(self) -> Load:
         assert self._reconciler is not None
