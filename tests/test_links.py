@@ -9,7 +9,7 @@ import pytest
 
 from support.peers import SHARD, End, replicate, send_until, wire
 from support.replication import member
-from veccluster.decisions.replication.messages import Accepted, Rejected, Snapshot
+from veccluster.decisions.replication.messages import Accepted, Contradicted, Rejected, Snapshot
 from veccluster.decisions.replication.values import Lineage
 from veccluster.model.state import Epoch, Seq, ShardId
 from veccluster_node.peer import links
@@ -272,6 +272,7 @@ OFFERED = Offered(Seq(7), Epoch(2), Lineage(()), {n: FileInfo(3, "ab") for n in 
 SENT = {
     "accepted": ACCEPTED,
     "rejected": Rejected(Epoch(4), member(2)),
+    "contradicted": Contradicted(Epoch(4), member(2), "why"),
     "replicate": replicate(3, 10),
     "snapshot": format_.SnapshotOffer(header=replicate(0).header, id="x", offered=OFFERED),
     "snapshot-taken": format_.SnapshotTaken(id="x", done=True, why="full"),
@@ -300,10 +301,12 @@ def test_the_format_is_what_earlier_versions_wrote():
     written = {
         "accepted": {"epoch": 3, "sender": ["n1", "n1/1"], "matched": 9, "confirm": 4},
         "rejected": {"epoch": 4, "sender": ["n2", "n2/1"]},
+        "contradicted": {"epoch": 4, "sender": ["n2", "n2/1"], "why": "why"},
         "replicate": {
             "header": {
                 "epoch": 2, "sender": ["n0", "n0/1"], "to": ["n1", "n1/1"],
                 "lineage": {"runs": [[1, 1], [2, 5]]}, "commit": 3, "confirm": 0,
+                "waits": False, "holds": 0,
             },
             "records": [{"epoch": 2, "first": 4, "count": 1, "op_id": "op-3", "payload": bytes(10)}],
         },

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.e2e
 
 VECTORS = np.eye(16, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(16)]
+SLOW = {"failover": {"heartbeat": "1s", "timeout": "6s"}}
+"""A spec whose nodes are taken for alive while they start again."""
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +103,36 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
 def test_a_node_with_a_new_disk_that_starts_at_once_waits_until_it_is_no_longer_taken_for_the_old_one(
     etcd: EtcdCluster,
 ) -> None:
-    slow = {"failover": {"heartbeat": "1s", "timeout": "6s"}}
-    with Nodes(3, etcd=etcd, spec=slow) as nodes, nodes.client(timeout=30.0) as client:
-        words = client.create_collection("words", dimension=16, metric="cosine", shards=1, replication_factor=3)
-        client.upsert(words.name, IDS, VECTORS)
+    with Nodes(3, etcd=etcd, spec=SLOW) as nodes, nodes.client(timeout=30.0) as client:
+        words = filled(nodes, client, VECTORS)
         old = record_of(nodes, words).in_sync
         nodes.kill(1)
         shutil.rmtree(nodes.data(1))
         nodes.start(1)
-        nodes.wait_ready(1)
+        wait_until(lambda: len({*old, *record_of(nodes, words).in_sync}) == 4, "another member to be in sync")
         wait_until(lambda: _is_whole(nodes, words, 0, 1, 2), "all to be in sync")
-        assert len({*old, *record_of(nodes, words).in_sync}) == 4
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("which", ["primary", "follower"])
+def test_an_old_copy_of_a_disk_that_is_put_back_is_found_out_and_replaced(etcd: EtcdCluster, which: str) -> None:
+    with Nodes(3, etcd=etcd, spec=SLOW) as nodes, nodes.client(timeout=30.0) as client:
+        words = filled(nodes, client, VECTORS)
+        loser = _primary(nodes, words) if which == "primary" else (_primary(nodes, words) + 1) % 3
+        aside = nodes.path / "aside"
+        shutil.copytree(nodes.data(loser), aside)  # as a volume's snapshot has it; nobody writes
+        client.upsert(words.name, [f"later-{i}" for i in range(16)], VECTORS)
+        old = record_of(nodes, words).in_sync
+        nodes.kill(loser)
+        shutil.rmtree(nodes.data(loser))
+        aside.rename(nodes.data(loser))
+        nodes.start(loser)
+        wait_until(lambda: len({*old, *record_of(nodes, words).in_sync}) == 4, "another member to be in sync")
+        assert "replica_diverged" in nodes.log_file(loser).read_text()
+        nodes.wait_healthy()
+        for server in nodes.servers:
+            with Client([server], timeout=30.0) as one:
+                assert one.count(words.name) == 32
 
 
 def test_a_copy_on_a_node_that_stays_away_is_made_on_another(etcd: EtcdCluster) -> None:

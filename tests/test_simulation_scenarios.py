@@ -1,9 +1,16 @@
 """What a fault must and must not cost, each by itself, in a simulation in which nothing else goes wrong."""
 
+from dataclasses import replace
+
 import pytest
 
+from simulation.checks import Violation
 from simulation.node import Node
 from simulation.run import Rules, Simulation
+from veccluster.decisions.replication.messages import Accepted, Contradicted, Header
+from veccluster.decisions.replication.primary import Primary
+from veccluster.decisions.replication.replica import Replica
+from veccluster.decisions.replication.values import NOTHING, Member
 from veccluster.model.state import WriteConsistency
 
 FAIR = {
@@ -22,9 +29,9 @@ FAIR = {
 """Nothing goes wrong by itself."""
 
 
-def three(seed: int = 1, *, nodes: int = 3, min_in_sync: int = 2) -> Simulation:
+def three(seed: int = 1, *, nodes: int = 3, min_in_sync: int = 2, replica: type[Replica] = Replica) -> Simulation:
     weather = {**FAIR, "nodes": nodes, "replicas": 3, "min_in_sync": min_in_sync}
-    simulation = Simulation(seed, Rules(weather=weather))
+    simulation = Simulation(seed, Rules(replica=replica, weather=weather))
     simulation.run_until(1.0)
     assert simulation.key.in_sync == {n.member for n in simulation.everyone[:3]}
     return simulation
@@ -165,4 +172,84 @@ def test_all_nodes_at_once_lose_what_was_not_synced_and_nothing_that_was_acknowl
         for node in simulation.everyone:
             simulation.start(node)
         assert acknowledged_during(simulation, 2.0) > 10
+    simulation.finish()
+
+
+class _TrustingPrimary(Primary):
+    """Says nothing by which a disk could be found to be an old one, and hears nothing of it."""
+
+    def _header(self, to: Member) -> Header:
+        return replace(super()._header(to), waits=False, holds=NOTHING)
+
+    def disproof(self, message: Accepted | Contradicted) -> None:
+        return None
+
+
+class Trusting(Replica):
+    primary_type = _TrustingPrimary
+
+
+def go_back(simulation: Simulation, node: Node, *, age: float, away: float) -> None:
+    """Put a copy of a node's disk in its place that is `age` seconds old, when it has been away for some."""
+    image = node.disk.durable
+    simulation.run_until(simulation.world.now + age)
+    node.crash()
+    simulation.run_until(simulation.world.now + away)
+    node.go_back(image)
+    simulation.start(node)
+
+
+def an_old_copy_of(simulation: Simulation, which: str, away: float) -> bool:
+    """Whether it was found out when it was put back, and nothing was lost by it."""
+    before = simulation.key
+    node = primary(simulation) if which == "primary" else simulation.nodes[min(before.in_sync - {before.primary}).node]
+    member = node.member
+    go_back(simulation, node, age=1.0, away=away)
+    simulation.run_until(simulation.world.now + 3.0)
+    found_out = member not in simulation.key.in_sync and node.member in simulation.key.in_sync
+    simulation.finish()
+    return found_out
+
+
+@pytest.mark.parametrize(("which", "away"), [("primary", 0.0), ("primary", 0.2), ("follower", 0.0), ("follower", 2.0)])
+def test_an_old_copy_of_a_disk_is_found_out_and_loses_nothing(which: str, away: float) -> None:
+    assert all(an_old_copy_of(three(seed), which, away) for seed in range(5))
+
+
+def test_an_old_copy_of_the_disk_of_one_that_was_replaced_long_ago_learns_what_it_lacks() -> None:
+    assert not any(an_old_copy_of(three(seed), "primary", 2.0) for seed in range(5))
+
+
+@pytest.mark.parametrize("which", ["primary", "follower"])
+def test_an_old_copy_of_a_disk_that_nobody_looks_for_is_taken_for_what_it_was(which: str) -> None:
+    with pytest.raises(Violation):
+        an_old_copy_of(three(replica=Trusting), which, 0.0)
+
+
+def test_a_primary_with_a_disk_from_before_its_epoch_does_not_serve_it_a_second_time() -> None:
+    for seed in range(5):
+        simulation = three(seed)
+        images = {n.id: n.disk.durable for n in simulation.everyone}
+        first = primary(simulation)
+        first.crash()
+        simulation.run_until(simulation.world.now + 1.5)
+        second = primary(simulation)
+        simulation.start(first)
+        simulation.run_until(simulation.world.now + 2.0)
+        assert second is not first and second is primary(simulation)
+        second.crash()
+        second.go_back(images[second.id])
+        simulation.start(second)
+        simulation.run_until(simulation.world.now + 3.0)
+        assert primary(simulation) is not second and second.member in simulation.key.in_sync
+        simulation.finish()
+
+
+def test_a_node_with_an_old_copy_of_the_disk_that_learns_is_found_out_too() -> None:
+    simulation = three(nodes=3)
+    (member, *_) = sorted(simulation.key.in_sync - {simulation.key.primary})
+    go_back(simulation, simulation.nodes[member.node], age=0.5, away=1.0)
+    assert member in simulation.key.learners
+    simulation.run_until(simulation.world.now + 2.0)
+    assert member not in simulation.key.in_sync | simulation.key.learners
     simulation.finish()

@@ -104,7 +104,7 @@ class Checks:
                 self._has_all(member.node, f"{member.node} is in sync by {now}")
 
     def _intact(self, member: Member) -> bool:
-        return self.nodes[member.node].member == member
+        return self.nodes[member.node].member == member and not self.nodes[member.node].is_old
 
     def _has_all(self, node: NodeId, why: str) -> None:
         if missing := self.acked.keys() - self.nodes[node].disk.durable.operations():
@@ -113,7 +113,7 @@ class Checks:
     # -- what nodes do
 
     def appended(self, node: Node, records: tuple[Record, ...]) -> None:
-        for record in records:
+        for record in () if node.is_old else records:
             for seq in range(record.first, record.last + 1):
                 there = self._written.setdefault((record.epoch, Seq(seq)), record.op_id)
                 if there != record.op_id:
@@ -142,7 +142,7 @@ class Checks:
     def became_primary(self, node: Node, epoch: Epoch) -> None:
         """One that only wakes up in an epoch that is over needs nothing: someone it waits for will refuse it."""
         self.promotions += 1
-        if epoch == self.etcd.key.epoch:
+        if epoch == self.etcd.key.epoch and not node.is_old:
             self._has_all(node.id, f"{node.id} becomes primary of epoch {epoch}")
 
     def applied(self, node: Node, record: Record) -> None:

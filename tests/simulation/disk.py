@@ -145,6 +145,10 @@ class Disk:
     def wipe(self) -> None:
         self._become(Image())
 
+    def go_back(self, image: Image) -> None:
+        """An older copy is put in its place."""
+        self._become(image)
+
     def corrupt(self) -> None:
         """The log is damaged somewhere; what was before is good."""
         self._become(replace(self.durable, log=self.durable.log[: self.world.rng.randint(0, len(self.durable.log))]))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from simulation.checks import Checks
-from simulation.disk import Base, Disk, Table
+from simulation.disk import Base, Disk, Image, Table
 from simulation.etcd import LEASE, Etcd
 from simulation.world import Action, World
 from veccluster.decisions.replication import effects as do
@@ -53,6 +53,8 @@ class Node:
     """A rule removed: a wiped disk goes by its old name."""
     number: int = 1
     """Which disk this is."""
+    is_old: bool = False
+    """Whether an older copy of the disk took its place."""
     up: bool = False
     boot: int = 0
     stalled_until: float = 0.0
@@ -91,7 +93,7 @@ class Node:
         self._reading: dict[str, tuple[str, ReadAnswer]] = {}
         self._heard: dict[Member, float] = {}
         self._etcd_answered = self.world.now
-        self._reopening = False
+        self._reopening = self._diverged = False
         self.world.tell(self.id, f"opened {self.member.incarnation} at {image.last}, applied {self.applied}")
         self.guarded(self.world.rng.uniform(0, TICK), self._tick)
         self.guarded(self.world.rng.uniform(0, 0.05), self._keep_alive)
@@ -103,12 +105,19 @@ class Node:
             self.up = False
             self.disk.crash()
 
+    def go_back(self, image: Image) -> None:
+        """The disk of a node that is down becomes what it was once, under the same name."""
+        self.disk.go_back(image)
+        self.is_old = True
+        self.world.tell(self.id, f"has an old disk, which ends at {image.last}")
+
     def lose(self, *, corrupt: bool) -> None:
         """The disk of a node that is down is replaced or damaged: another incarnation (9)."""
         if corrupt:
             self.disk.corrupt()
         else:
             self.disk.wipe()
+        self.is_old = False
         self.number += 0 if self.keeps_incarnation else 1
         self.world.tell(self.id, "has a damaged disk" if corrupt else "has an empty disk")
 
@@ -176,13 +185,18 @@ class Node:
         self.guarded(0.12, self._keep_alive)
 
     def _reopen(self) -> None:
-        """What a node does about a replica that failed; one whose log was wrong begins anew."""
+        """What a node does about a replica that failed; one that contradicts the others begins anew."""
         if self._reopening:
             return
         self._reopening = True
 
         def again() -> None:
+            if self._diverged and self.etcd.key.primary.node == self.id:
+                self.guarded(REOPEN_AFTER, again)
+                return
             self.crash()
+            if self._diverged:
+                self.lose(corrupt=False)
             self.start()
 
         self.guarded(REOPEN_AFTER, again)
@@ -199,7 +213,9 @@ class Node:
                         self.checks.applied(self, record)
                         self._apply(record)
             case do.Diverged():
-                self.checks.fail(f"{self.id} was told to cut what it has applied: {effect}")
+                if not self.is_old:
+                    self.checks.fail(f"{self.id} was told that it contradicts the others: {effect}")
+                self._diverged = True
             case do.BecomePrimary(epoch):
                 self._heard, self.serving = {}, epoch
                 self.checks.became_primary(self, epoch)

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from veccluster.decisions.replication.messages import Accepted, Header, Message, Rejected, Replicate
+from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Message, Rejected, Replicate
 from veccluster.model.state import ShardId
 from veccluster_node.storage.snapshots import Offered
 
@@ -36,12 +36,13 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Sendable = Message | SnapshotOffer | SnapshotTaken
-Received = Replicate | Accepted | Rejected | SnapshotOffer | SnapshotTaken
+Received = Replicate | Accepted | Rejected | Contradicted | SnapshotOffer | SnapshotTaken
 
 _KINDS: Final[dict[str, type[Received]]] = {
     "replicate": Replicate,
     "accepted": Accepted,
     "rejected": Rejected,
+    "contradicted": Contradicted,
     "snapshot": SnapshotOffer,
     "snapshot-taken": SnapshotTaken,
 }

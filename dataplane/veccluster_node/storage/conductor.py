@@ -19,7 +19,7 @@ from veccluster.decisions.integrity import is_noted
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
-from veccluster.decisions.replication.messages import Accepted, Header, Rejected, Replicate
+from veccluster.decisions.replication.messages import Header, Replicate, ToPrimary
 from veccluster.decisions.replication.replica import Replica as Rules
 from veccluster.decisions.replication.values import Member, Position, Record
 from veccluster.errors import (
@@ -127,7 +127,7 @@ class Conductor:
 
     def _note_heard(self, event: on.Received) -> None:
         now, message = time.monotonic(), event.message
-        if isinstance(message, Accepted | Rejected):
+        if isinstance(message, ToPrimary):
             self._heard[message.sender] = now
         else:
             self._heard_primary = now
@@ -180,9 +180,9 @@ class Conductor:
                 _log.info("serving", shard=str(self._spec.shard), epoch=epoch, seq=self.records.applied_seq)
             case do.BecomeFenced(epoch):
                 _log.warning("stopped_serving", shard=str(self._spec.shard), epoch=epoch)
-            case do.Diverged(agreed, applied):
-                self.damaged = f"its log differs from the primary's behind seq {agreed}, and {applied} was applied"
-                _log.error("replica_diverged", shard=str(self._spec.shard), agreed=agreed, applied=applied)
+            case do.Diverged(why):
+                self.damaged = self.damaged or why
+                _log.error("replica_diverged", shard=str(self._spec.shard), detail=why)
             case _:
                 self._answer(effect)
 

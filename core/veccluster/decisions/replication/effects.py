@@ -157,10 +157,9 @@ class BecomeFenced:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """The primary's log contradicts what was applied here: take a new incarnation and refetch everything (9)."""
+    """This copy contradicts others that have more right: take a new incarnation and refetch everything (9)."""
 
-    agreed: Seq
-    applied: Seq
+    why: str
 
 
 DiskEffect = StoreEpoch | Append | Truncate | InstallSnapshot | Sync

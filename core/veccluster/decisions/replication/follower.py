@@ -10,13 +10,14 @@ from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication.journal import Journal
 from veccluster.decisions.replication.messages import (
     Accepted,
+    Contradicted,
     FromPrimary,
     Header,
     Rejected,
     Replicate,
     Snapshot,
 )
-from veccluster.decisions.replication.values import Member, Record
+from veccluster.decisions.replication.values import EMPTY, Member, Record
 from veccluster.model.state import Epoch, Seq
 
 
@@ -30,6 +31,8 @@ class Follower:
         """The commit point as far as this replica has heard of it and has the operations."""
         self._compared = Epoch(0)
         """The epoch with whose primary the log has been compared."""
+        self._lineage = EMPTY
+        """That primary's lineage; it has one for an epoch."""
         self._primary: Member | None = None
         self._confirm = 0
 
@@ -41,9 +44,16 @@ class Follower:
         if self._is_over(header.epoch):
             yield do.Send(header.sender, Rejected(self.journal.epoch, self.me))
             return
+        if header.holds > self.journal.last:
+            yield do.Diverged(f"its log ends at seq {self.journal.last}, and it had {header.holds} durably")
+            return
+        if header.epoch == self._compared and header.lineage != self._lineage:
+            yield self._contradict(header, f"it began epoch {header.epoch} twice")
+            return
         agreed = self.journal.last if self._compared == header.epoch else self._agreed(header)
         if agreed < self.commit:
-            yield do.Diverged(agreed, self.commit)
+            why = f"the primary's log differs behind seq {agreed}, and {self.commit} was applied here"
+            yield self._contradict(header, why) if header.waits else do.Diverged(why)
             return
         changes = [*self._enter(header, agreed), *self._take(message)]
         self.commit = max(self.commit, min(header.commit, self.journal.last))
@@ -51,6 +61,10 @@ class Follower:
         yield from changes
         yield from self.journal.sync() if changes else self._accept()
         yield from self.journal.apply(self.commit)
+
+    def _contradict(self, header: Header, why: str) -> do.Send:
+        """A primary that waits for this replica has everything that was applied here, or not the disk that it had."""
+        return do.Send(header.sender, Contradicted(header.epoch, self.me, why))
 
     def synced(self) -> Iterator[do.Effect]:
         """More of the log is durable."""
@@ -69,6 +83,7 @@ class Follower:
             yield from self.journal.store_epoch(header.epoch)
         if header.epoch != self._compared:
             self._compared, self._primary, self._confirm = header.epoch, header.sender, 0
+            self._lineage = header.lineage
         if agreed < self.journal.last:
             yield from self.journal.cut(agreed)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from veccluster.decisions.replication.values import Lineage, Member, Record
+from veccluster.decisions.replication.values import NOTHING, Lineage, Member, Record
 from veccluster.model.state import Epoch, Seq
 
 
@@ -13,6 +13,9 @@ class Header:
     `lineage` is the primary's log when its epoch began, and the epoch itself from there on: the same in every message
     of an epoch, so that a follower can compare its log whichever comes first (8). `commit` is the commit point (10),
     `confirm` the number of the newest round in which the primary asks whether its epoch still holds (13).
+
+    `holds` is how far the primary counts on the receiver's log to be durable, and `waits` whether it waits for the
+    receiver before it commits: by these a disk shows that went back to what it held before (9).
     """
 
     epoch: Epoch
@@ -21,6 +24,8 @@ class Header:
     lineage: Lineage
     commit: Seq
     confirm: int
+    waits: bool = False
+    holds: Seq = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,15 @@ class Rejected:
     sender: Member
 
 
+@dataclass(frozen=True, slots=True)
+class Contradicted:
+    """In `epoch` the primary's log is not what it must be: `why` in words. It is not followed (9)."""
+
+    epoch: Epoch
+    sender: Member
+    why: str
+
+
 FromPrimary = Replicate | Snapshot
-ToPrimary = Accepted | Rejected
+ToPrimary = Accepted | Rejected | Contradicted
 Message = FromPrimary | ToPrimary

@@ -16,7 +16,7 @@ from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.events import Answered, Read, Tick, Write
 from veccluster.decisions.replication.journal import Journal
-from veccluster.decisions.replication.messages import Accepted, Header, Replicate
+from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Replicate
 from veccluster.decisions.replication.values import NO_REVISION, NOTHING, Configuration, Member, Position, Record
 from veccluster.model.state import Epoch, Seq
 
@@ -139,6 +139,16 @@ class Primary:
             yield from self._next_round()
         yield from self._serve_reads()
 
+    def disproof(self, message: Accepted | Contradicted) -> str | None:
+        """Why this disk cannot be the one that it was when others followed it, if the message shows that (9)."""
+        if message.epoch != self.epoch or message.sender not in self._others():
+            return None
+        if isinstance(message, Contradicted):
+            return message.why if message.sender in self.waiting else None
+        if message.matched > self.journal.last:
+            return f"{message.sender.node} followed it to seq {message.matched}, and it ends at {self.journal.last}"
+        return None
+
     def accepted(self, message: Accepted) -> Iterator[do.Effect]:
         """A member has come further."""
         if message.epoch != self.epoch or message.sender not in self._others():
@@ -249,7 +259,9 @@ class Primary:
     # -- streaming
 
     def _header(self, to: Member) -> Header:
-        return Header(self.epoch, self.me, to, self._lineage, self.commit, self._round)
+        waits = to in self.waiting
+        holds = max(self._of(to).matched, self.commit if waits else NOTHING)
+        return Header(self.epoch, self.me, to, self._lineage, self.commit, self._round, waits, holds)
 
     def _beat(self, members: list[Member]) -> Iterator[do.Effect]:
         for member in members:

@@ -13,7 +13,7 @@ from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.follower import Follower
 from veccluster.decisions.replication.journal import Journal, Recovered
-from veccluster.decisions.replication.messages import Accepted, Message, Rejected
+from veccluster.decisions.replication.messages import Accepted, Message, Rejected, ToPrimary
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.values import NO_REVISION, Configuration, Member
 from veccluster.model.state import Epoch, ReadConsistency, Seq
@@ -103,7 +103,7 @@ class Replica:
     def _received(self, message: Message) -> Iterator[do.Effect]:
         if self.broken:
             return
-        if isinstance(message, Accepted | Rejected):
+        if isinstance(message, ToPrimary):
             yield from self._heard(message)
             return
         epoch = message.header.epoch
@@ -116,14 +116,19 @@ class Replica:
                 self.broken |= isinstance(effect, do.Diverged)
                 yield effect
 
-    def _heard(self, message: Accepted | Rejected) -> Iterator[do.Effect]:
+    def _heard(self, message: ToPrimary) -> Iterator[do.Effect]:
         if self.primary is None:
             return
-        if isinstance(message, Accepted):
+        if isinstance(message, Rejected):
+            if self._ends(self.primary, message.epoch):
+                yield from self._step_down(Why.fenced)
+                yield do.ReadConfiguration()
+        elif why := self.primary.disproof(message):
+            self.broken = True
+            yield from self._step_down(Why.disk)
+            yield do.Diverged(why)
+        elif isinstance(message, Accepted):
             yield from self.primary.accepted(message)
-        elif self._ends(self.primary, message.epoch):
-            yield from self._step_down(Why.fenced)
-            yield do.ReadConfiguration()
 
     @staticmethod
     def _ends(primary: Primary, epoch: Epoch) -> bool:
