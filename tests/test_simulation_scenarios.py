@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from simulation.checks import Violation
+from simulation.leader import SHARD
 from simulation.node import Node
 from simulation.run import Rules, Simulation
+from veccluster.decisions import lost_quorum
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Header
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
@@ -29,8 +31,10 @@ FAIR = {
 """Nothing goes wrong by itself."""
 
 
-def three(seed: int = 1, *, nodes: int = 3, min_in_sync: int = 2, replica: type[Replica] = Replica) -> Simulation:
-    weather = {**FAIR, "nodes": nodes, "replicas": 3, "min_in_sync": min_in_sync}
+def three(
+    seed: int = 1, *, nodes: int = 3, min_in_sync: int = 2, replica: type[Replica] = Replica, **other: object
+) -> Simulation:
+    weather = {**FAIR, "nodes": nodes, "replicas": 3, "min_in_sync": min_in_sync, **other}
     simulation = Simulation(seed, Rules(replica=replica, weather=weather))
     simulation.run_until(1.0)
     assert simulation.key.in_sync == {n.member for n in simulation.everyone[:3]}
@@ -252,4 +256,64 @@ def test_a_node_with_an_old_copy_of_the_disk_that_learns_is_found_out_too() -> N
     assert member in simulation.key.learners
     simulation.run_until(simulation.world.now + 2.0)
     assert member not in simulation.key.in_sync | simulation.key.learners
+    simulation.finish()
+
+
+def accept_loss(simulation: Simulation) -> lost_quorum.Plan:
+    """What a person does when too few are left: ask who is there for copies, and confirm what that comes to."""
+    answers = {n.id: _answer_of(n) for n in simulation.everyone}
+    plan = lost_quorum.decide(SHARD, simulation.key, simulation.world.weather.min_in_sync, answers)
+    assert plan.target is not None and plan.chosen is not None, plan.refusal
+    simulation.checks.accept_loss(plan.chosen.member)
+    simulation.etcd.swap(plan.target, plan.now.revision)
+    return plan
+
+
+def _answer_of(node: Node) -> lost_quorum.Answer | lost_quorum.Silence:
+    if not node.up:
+        return lost_quorum.Silence()
+    journal = node.replica.journal
+    return lost_quorum.Answer(node.member, lost_quorum.Copy(node.member, journal.position, journal.durable_epoch))
+
+
+def lose_one_after_the_other(simulation: Simulation) -> list[Node]:
+    """All but one of the nodes; the one that is left is in sync, and cannot do anything."""
+    first, second, left = sorted(simulation.everyone, key=lambda n: n.member != simulation.key.primary)
+    first.crash()
+    simulation.run_until(simulation.world.now + 2.0)
+    assert first.member not in simulation.key.in_sync
+    second.crash()
+    assert acknowledged_during(simulation, 2.0) == 0
+    assert simulation.key.in_sync == {second.member, left.member}
+    return [first, second, left]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_a_copy_in_sync_left_a_person_goes_on_and_nothing_is_lost(seed: int) -> None:
+    simulation = three(seed, levels=(WriteConsistency.one,))
+    first, second, left = lose_one_after_the_other(simulation)
+    assert accept_loss(simulation).loses_nothing
+    assert acknowledged_during(simulation, 4.0) > 0
+    assert simulation.key.in_sync == {left.member} and simulation.key.min_in_sync == 1
+    for node in (first, second):
+        simulation.start(node)
+        simulation.run_until(simulation.world.now + 1.0)
+    assert simulation.key.min_in_sync == 2
+    simulation.finish()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_an_old_copy_left_a_person_goes_on_with_that_and_what_comes_back_is_made_equal(seed: int) -> None:
+    simulation = three(seed, levels=(WriteConsistency.one,))
+    first, second, left = lose_one_after_the_other(simulation)
+    left.crash()
+    simulation.start(first)
+    assert acknowledged_during(simulation, 2.0) == 0
+    plan = accept_loss(simulation)
+    assert not plan.loses_nothing and plan.target is not None and plan.target.in_sync == {first.member}
+    assert acknowledged_during(simulation, 4.0) > 0
+    for node in (second, left):
+        simulation.start(node)
+        simulation.run_until(simulation.world.now + 1.0)
+    assert simulation.key.min_in_sync == 2
     simulation.finish()

@@ -85,6 +85,8 @@ class Checks:
     _before: Configuration | None = None
     doomed: bool = False
     """Every copy that was in sync is gone: nothing can be promised but that nobody pretends."""
+    loss_accepted: bool = False
+    """Copies that have what was lost with this may be left, and have to go."""
 
     def fail(self, what: str) -> None:
         raise Violation(f"at {self.world.now:.3f} s: {what}")
@@ -109,6 +111,23 @@ class Checks:
     def _has_all(self, node: NodeId, why: str) -> None:
         if missing := self.acked.keys() - self.nodes[node].disk.durable.operations():
             self.fail(f"acknowledged writes {sorted(missing)} are missing: {why}")
+
+    def accept_loss(self, chosen: Member) -> None:
+        """A person goes on with this copy and those that have as much: what it lacks is promised no more."""
+        self._before = None
+        if chosen in self.etcd.key.in_sync:
+            return
+        self.loss_accepted = True
+        disk = self.nodes[chosen.node].disk.durable
+        for op_id in self.acked.keys() - disk.operations():
+            del self.acked[op_id]
+            self.writes[op_id].acknowledged = None
+        # An operation may be there at another place, from before a retry.
+        logged = {record.op_id: record.first for record in disk.log}
+        kept = {i: seq for i, seq in self._places.items() if disk.has(i) and logged.get(i, seq) == seq}
+        self._places = kept
+        self.order = {seq: record for seq, record in self.order.items() if kept.get(record.op_id) == seq}
+        self.reads.clear()
 
     # -- what nodes do
 

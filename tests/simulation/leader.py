@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from simulation.etcd import LEASE, Registered
 from simulation.node import Node
+from veccluster.decisions import lost_quorum
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import NodeId, ShardId
@@ -43,7 +44,8 @@ class Leader:
             return
         term, now, registered, alive, placed = found
         view, where = self._view(registered, alive), {SHARD: placed} if placed else None
-        for action in self.decide({SHARD: now}, view, replace_after=REPLACE_AFTER, placed=where):
+        asked = lost_quorum.restore({SHARD: now}, {SHARD.collection: self.node.world.weather.min_in_sync})
+        for action in (*self.decide({SHARD: now}, view, replace_after=REPLACE_AFTER, placed=where), *asked):
             self.node.world.tell(self.node.id, f"leads in term {term}: {action}")
             if isinstance(action, failover.Change):
                 self._apply(term, action)

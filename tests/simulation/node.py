@@ -213,7 +213,7 @@ class Node:
                         self.checks.applied(self, record)
                         self._apply(record)
             case do.Diverged():
-                if not self.is_old:
+                if not (self.is_old or self.checks.loss_accepted):
                     self.checks.fail(f"{self.id} was told that it contradicts the others: {effect}")
                 self._diverged = True
             case do.BecomePrimary(epoch):
