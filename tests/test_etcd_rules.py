@@ -105,6 +105,16 @@ def test_while_all_members_fail_each_of_them_is_tried_again_and_again(count, sec
     assert set(asked[-3 * count :]) == set(range(count)) or len(asked) < 3 * count
 
 
+def test_members_may_fail_for_as_long_as_they_like():
+    clock = Clock()
+    rotation = Rotation(2, start=0, clock=clock)
+    for _ in range(5_000):
+        rotation.failed(rotation.current)
+        clock.now += 1.0
+    rotation.answered(0)
+    assert rotation.failed(0)
+
+
 def test_only_the_first_failure_in_a_row_is_news():
     rotation = Rotation(2, start=0)
     assert [rotation.failed(0), rotation.failed(0)] == [True, False]

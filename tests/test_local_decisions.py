@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,10 +41,7 @@ class World:
             before = self.processes.get(action.name)
             if isinstance(action, Start):
                 assert before is None or before.phase is Phase.exited, "a running process was started again"
-                runs = before.short_runs if before else 0
-                self.processes[action.name] = seen(
-                    by_name[action.name], Phase.running, started=self.now, short_runs=runs
-                )
+                self.processes[action.name] = local.started(by_name[action.name], before, now=self.now)
                 self.starts.append((self.now, action.name))
             else:
                 self.processes[action.name] = replace(before, asked_to_stop=True)
@@ -56,9 +54,7 @@ class World:
         if fate == "ready" and not process.asked_to_stop:
             self.processes[name] = replace(process, phase=Phase.ready)
         elif fate == "die" or process.asked_to_stop:
-            short = self.now - process.started < local.STEADY
-            runs = 0 if process.asked_to_stop else process.short_runs + 1 if short else 1
-            self.processes[name] = replace(process, phase=Phase.exited, exited=self.now, exit_code=-9, short_runs=runs)
+            self.processes[name] = local.ended(process, -9, now=self.now)
 
 
 def settle(world: World, wanted, rounds: int = 60) -> None:
@@ -149,17 +145,25 @@ def test_a_death_after_a_steady_run_is_made_good_at_once_or_nearly():
 
 def test_what_can_never_run_is_left_alone_until_it_is_to_run_differently():
     node = NODES[0]
-    found = {ETCD.name: seen(ETCD, Phase.ready), node.name: seen(node, Phase.exited, exit_code=4, short_runs=2)}
+    found = {
+        ETCD.name: seen(ETCD, Phase.ready),
+        node.name: seen(node, Phase.exited, exit_code=4, short_runs=2, hopeless_runs=2),
+    }
     assert decide((ETCD, node), found) == []
     assert local.is_hopeless(node, found[node.name])
     assert local.next_look((ETCD, node), found, now=0.0) is None
     assert decide((ETCD, replace(node, revision="b")), found) == [Start(node.name)]
 
 
-def test_a_node_is_tried_again_before_it_is_left_alone():
-    node = NODES[0]
-    found = {ETCD.name: seen(ETCD, Phase.ready), node.name: seen(node, Phase.exited, exit_code=4, short_runs=1)}
-    assert decide((ETCD, node), found) == [Start(node.name)]
+@pytest.mark.parametrize("history", [(4,), (-9, 4), (4, -9, 4)])
+def test_a_node_is_tried_again_before_it_is_left_alone(history):
+    node, last = NODES[0], None
+    for code in history:
+        last = local.ended(local.started(node, last, now=0.0), code, now=1.0)
+    found = {ETCD.name: seen(ETCD, Phase.ready), node.name: last}
+    assert decide((ETCD, node), found, now=100.0) == [Start(node.name)]
+    again = local.ended(local.started(node, last, now=2.0), 4, now=3.0)
+    assert decide((ETCD, node), found | {node.name: again}, now=100.0) == []
 
 
 def test_new_settings_reach_one_node_at_a_time_and_wait_for_the_others():

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from veccluster import backoff
 from veccluster.decisions import hosting
 from veccluster.decisions.hosting import Local
 from veccluster.decisions.replication.atomic_deciding import Known
@@ -262,7 +263,7 @@ class Reconciler:
 
     def _note_failure(self, shard: ShardId, why: str) -> None:
         tries = self._failures.get(shard, (0, 0.0, ""))[0] + 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
+        pause = backoff.pause(FIRST_PAUSE, tries, LONGEST_PAUSE)
         self._failures[shard] = (tries, time.monotonic() + pause, why)
 
 

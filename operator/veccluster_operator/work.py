@@ -10,6 +10,7 @@ import time
 
 import structlog
 
+from veccluster import backoff
 from veccluster_operator.adapters.kube import ApiError, NotActive
 from veccluster_operator.adapters.metrics import Metrics
 from veccluster_operator.reconcile import Key, Outcome, Reconciler
@@ -63,7 +64,7 @@ class Workers:
                 self._count()
                 return
             if outcome is None:
-                await _first(woken, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)))
+                await _first(woken, backoff.pause(FIRST_PAUSE, failures, LONGEST_PAUSE))
             else:
                 await self._idle(woken, outcome)
 

@@ -49,6 +49,8 @@ class Process:
         self.host = Host(name, number)
         self.log_file = base / f"{name}.log"
         self._running: subprocess.Popen[bytes] | None = None
+        self.ends: list[int] = []
+        """Exit codes of those times when it ended by itself."""
 
     @property
     def ip(self) -> str:
@@ -60,6 +62,8 @@ class Process:
 
     def spawn(self, command: Iterable[str], environment: Mapping[str, str] = {}) -> None:
         """Start it."""
+        if self._running and (code := self._running.poll()) is not None:
+            self.ends.append(code)
         with self.log_file.open("ab") as log:
             self._running = subprocess.Popen(
                 self.host.inside(tied(list(command))),
@@ -206,7 +210,6 @@ class Cluster:
         self.etcd: list[Member] = []
         self.etcd.extend([Member(base, n, self) for n in range(3)])
         self.nodes = [Node(base, n, self) for n in range(size)]
-        self.restarts = 0
         """How often a node had ended by itself."""
 
     def start(self) -> None:
@@ -256,10 +259,16 @@ class Cluster:
         def in_order() -> bool:
             for node in (n for n in self.nodes if not n.runs):
                 node.start()
-                self.restarts += 1
             return all(map(_content, self.nodes))
 
         return until(in_order, self.complaints, timeout)
+
+    def surprises(self) -> list[str]:
+        """Who ended by itself since this was asked last."""
+        found = [f"{p.name} ended by itself with {code}" for p in (*self.nodes, *self.etcd) for code in p.ends]
+        for process in (*self.nodes, *self.etcd):
+            process.ends.clear()
+        return found
 
     def complaints(self) -> str:
         """What keeps the cluster from being healthy."""

@@ -21,6 +21,8 @@ from veccluster import AsyncClient
 from veccluster.decisions import hashing
 from veccluster.errors import VecClusterError
 
+SURVIVED = frozenset({"kill", "primary", "search", "stop", "partition", "etcd", "etcd-away", "clock", "wipe"})
+"""Nemeses at which no process ends but those that they kill."""
 FULL_LOOK = 25
 """Cycles after which everything ever written is looked at, not only what the last cycle wrote."""
 
@@ -196,6 +198,7 @@ class _Cycle:
             took = await asyncio.to_thread(self.cluster.wait_healthy, self.asked.recovery)
             self.scene.figures.recoveries.append(took)
             await self._worked(max(self.asked.operations, before + self.asked.operations // 10))
+            wrong += self._surprises()
         except NotRecovered as error:
             self.unrecovered += 1
             wrong.append(str(error))
@@ -204,6 +207,12 @@ class _Cycle:
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         self._note_figures()
         return wrong + [f"a client ended: {type(e).__name__}: {e}" for e in ended if isinstance(e, BaseException)]
+
+    def _surprises(self) -> list[str]:
+        """Nodes that ended by themselves; only a broken disk may bring one to that."""
+        found = self.cluster.surprises()
+        self.scene.story.extend(found)
+        return found if self.asked.nemesis in SURVIVED else []
 
     def _note_figures(self) -> None:
         mine, all_ = self.scene.figures, self.run_.tally.figures

@@ -119,13 +119,7 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 *processes.tied(what.command), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
             )
-        seen = Seen(
-            what.role,
-            what.revision,
-            Phase.running,
-            started=time.monotonic(),
-            short_runs=before.seen.short_runs if before else 0,
-        )
+        seen = local.started(what.wanted, before.seen if before else None, now=time.monotonic())
         child = Child(what, seen, (before.starts if before else 0) + 1, process, ProcessRef.of(process.pid))
         child.tasks = [asyncio.create_task(self._wait(child)), asyncio.create_task(self._probe(child, http))]
         self._children[what.name] = child
@@ -144,10 +138,7 @@ class Supervisor:
         """Note the end of a child, and wake the loop."""
         assert child.process is not None
         code = await child.process.wait()
-        now = time.monotonic()
-        short = now - child.seen.started < local.STEADY
-        runs = 0 if child.seen.asked_to_stop else child.seen.short_runs + 1 if short else 1
-        child.seen = replace(child.seen, phase=Phase.exited, exited=now, exit_code=code, short_runs=runs)
+        child.seen = local.ended(child.seen, code, now=time.monotonic())
         child.process = child.ref = None
         for task in child.tasks:
             if task is not asyncio.current_task():

@@ -8,6 +8,7 @@ have arrived, `OutcomeUnknown`.
 
 from dataclasses import dataclass
 
+from veccluster import backoff
 from veccluster.errors import OutcomeUnknown, Unavailable, Unreachable, VecClusterError
 
 FIRST_PAUSE = 0.05
@@ -59,7 +60,7 @@ def decide(attempt: int, failure: Failure, *, remaining: float, jitter: float) -
     `remaining` is the time until the deadline in seconds, `jitter` a random number in [0, 1). A pause is between half
     and all of its exponential bound, and never shorter than the server asked for.
     """
-    pause = min(FIRST_PAUSE * 2 ** min(attempt - 1, 10), LONGEST_PAUSE) * (0.5 + jitter / 2)
+    pause = backoff.pause(FIRST_PAUSE, attempt, LONGEST_PAUSE) * (0.5 + jitter / 2)
     if isinstance(failure, Refused):
         if failure.status not in REPEATABLE_STATUS:
             return None

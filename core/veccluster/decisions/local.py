@@ -13,8 +13,10 @@ returns nothing. Rules:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from veccluster import backoff
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -63,6 +65,8 @@ class Seen:
     """Negative: the signal that ended it."""
     short_runs: int = 0
     """How many runs in a row, up to this one, ended before they were steady."""
+    hopeless_runs: int = 0
+    """How many in a row, up to this one, ended with a `HOPELESS` exit code."""
     asked_to_stop: bool = False
 
 
@@ -108,7 +112,23 @@ def pause_before(seen: Seen) -> float:
     """Seconds from the death of a process to its next start (2)."""
     if seen.asked_to_stop or seen.short_runs == 0:
         return 0.0
-    return min(FIRST_PAUSE * 2.0 ** min(seen.short_runs - 1, 16), LONGEST_PAUSE)
+    return backoff.pause(FIRST_PAUSE, seen.short_runs, LONGEST_PAUSE)
+
+
+def started(process: Wanted, before: Seen | None, *, now: float) -> Seen:
+    """The process when it has just been started; `before` is how it was the last time."""
+    runs = (before.short_runs, before.hopeless_runs) if before else (0, 0)
+    return Seen(process.role, process.revision, Phase.running, now, short_runs=runs[0], hopeless_runs=runs[1])
+
+
+def ended(seen: Seen, exit_code: int, *, now: float) -> Seen:
+    """The process when it has ended."""
+    is_short = now - seen.started < STEADY
+    short_runs = 0 if seen.asked_to_stop else seen.short_runs + 1 if is_short else 1
+    hopeless_runs = seen.hopeless_runs + 1 if exit_code in HOPELESS and not seen.asked_to_stop else 0
+    return replace(
+        seen, phase=Phase.exited, exited=now, exit_code=exit_code, short_runs=short_runs, hopeless_runs=hopeless_runs
+    )
 
 
 def is_hopeless(process: Wanted, seen: Seen | None) -> bool:
@@ -117,8 +137,7 @@ def is_hopeless(process: Wanted, seen: Seen | None) -> bool:
         seen is not None
         and seen.phase is Phase.exited
         and process.role is Role.node
-        and seen.exit_code in HOPELESS
-        and seen.short_runs > 1
+        and seen.hopeless_runs > 1
         and seen.revision == process.revision
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from veccluster import backoff
 from veccluster.decisions.generations import Build, ShardState, decide
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster_node.storage import failpoints, generations
@@ -98,8 +99,7 @@ class Builder:
                     self._failures, self.problem = 0, None
             except (VecClusterError, OSError) as error:
                 self._note(error)
-                pause = self._settings.build_retry * 2 ** min(self._failures - 1, 10)
-                self._closing.wait(min(pause, _LONGEST_PAUSE))
+                self._closing.wait(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))
                 self._wake.set()
 
     def _note(self, error: VecClusterError | OSError) -> None:

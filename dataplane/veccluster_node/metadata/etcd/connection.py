@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from grpc import aio
 
+from veccluster import backoff
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster_node.metadata.etcd import admission, wire
 from veccluster_node.metadata.etcd.config import EtcdConfig, missing
@@ -142,7 +143,7 @@ class Connection:
         last = "there was no time to ask"
         while (left := deadline - time.monotonic()) > 0:
             member = self.current
-            allowed = min(left, patience * 2 ** (tries // len(self._members))) if repeatable else left
+            allowed = backoff.pause(patience, 1 + tries // len(self._members), left) if repeatable else left
             try:
                 reply = await self._attempt(attempt, member, left, allowed, authenticated=authenticated)
             except _Failed as failure:
@@ -260,7 +261,7 @@ class _Failed(Exception):
 
 def pause(rounds: int) -> float:
     """Seconds to wait after `rounds` rounds without success, with jitter so that clients do not march in step."""
-    return float(min(_PAUSE_FIRST * 2 ** min(rounds - 1, 10), _PAUSE_LONGEST) * random.uniform(0.5, 1.0))
+    return backoff.pause(_PAUSE_FIRST, rounds, _PAUSE_LONGEST) * random.uniform(0.5, 1.0)
 
 
 def reason_of(error: InvalidSpec) -> str:

@@ -14,6 +14,7 @@ import grpc
 from aetcd.rpc import rpc_pb2_grpc
 from grpc import aio
 
+from veccluster import backoff
 from veccluster_node.metadata.etcd.config import EtcdConfig
 
 _COOLDOWN_FIRST: Final = 0.25
@@ -183,7 +184,7 @@ class Rotation:
     def failed(self, index: int) -> bool:
         """Leave member `index` alone for a while; True when this is news: it had not failed just before."""
         self._failures[index] += 1
-        rest = min(_COOLDOWN_FIRST * 2 ** (self._failures[index] - 1), _COOLDOWN_LONGEST)
+        rest = backoff.pause(_COOLDOWN_FIRST, self._failures[index], _COOLDOWN_LONGEST)
         self._rests_until[index] = self._clock() + rest
         if index == self._current:
             self._current = self._next()
