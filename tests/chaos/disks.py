@@ -10,11 +10,14 @@ import fcntl
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 from chaos.arena import run
 
 SIZE = 512 << 20
+BUSY = 20.0
+"""Seconds after which a disk that is still in use is an error."""
 _SHUTDOWN = 0x8004587D
 _NO_FLUSH = struct.pack("I", 2)
 _FILLER = "filler"
@@ -43,10 +46,16 @@ class Disk:
             self.mounted = True
 
     def unmount(self) -> None:
-        """When nobody uses it any more."""
-        if self.mounted:
-            run("umount", self.path)
-            self.mounted = False
+        """When nobody uses it any more; what a killed process had started ends a moment after it."""
+        deadline = time.monotonic() + BUSY
+        while self.mounted:
+            try:
+                run("umount", self.path)
+                self.mounted = False
+            except RuntimeError as error:
+                if "busy" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def shut_down(self) -> None:
         """From now on every access fails with EIO, and what was not synced will never have been written."""
