@@ -100,6 +100,7 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
     nodes.wait_healthy()
 
 
+@pytest.mark.e2e
 def test_a_node_with_a_new_disk_that_starts_at_once_waits_until_it_is_no_longer_taken_for_the_old_one(
     etcd: EtcdCluster,
 ) -> None:
