@@ -376,6 +376,27 @@ async def test_an_answer_is_told_at_once(
     assert len(three.nodes[1].requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "raised"),
+    [
+        (errors.TooFewReplicas("too few"), errors.InsufficientStorage("full"), errors.InsufficientStorage),
+        (errors.TooFewReplicas("too few"), errors.StorageCorrupt("damaged"), errors.ShardsUnavailable),
+        (errors.InsufficientStorage("full"), errors.VecClusterError("a mistake of ours"), errors.VecClusterError),
+    ],
+)
+async def test_shards_that_refuse_for_different_reasons_are_one_answer(
+    three: FakeCluster,
+    first: errors.VecClusterError,
+    second: errors.VecClusterError,
+    raised: type[errors.VecClusterError],
+) -> None:
+    three.nodes[0].refuses[0], three.nodes[1].refuses[1] = first, second
+    with pytest.raises(raised, match=f"{first.detail}.*{second.detail}") as told:
+        await put(three, three.ids(1), write_timeout=60)
+    assert type(told.value) is raised
+    assert sorted(told.value.extra["missing_shards"]) == [0, 1]
+
+
 async def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(three: FakeCluster) -> None:
     three.nodes[1].stand_still()
     ids = three.ids(1)

@@ -101,6 +101,7 @@ class Disk:
 
     def wipe(self) -> None:
         """Another disk, with nothing on it."""
+        self.mount()
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)

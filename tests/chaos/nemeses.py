@@ -256,6 +256,7 @@ def wipe(scene: Scene) -> None:
         for node in nodes:
             scene.did(f"{node.name} gets an empty disk")
             node.kill()
+            node.disk.unmount()  # once nothing writes to it any more
             node.disk.wipe()
             node.start()
             scene.rest(1, 5)

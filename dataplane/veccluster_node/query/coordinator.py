@@ -436,9 +436,13 @@ def _write_failure(
     why = _why(collection, failed)
     if unknown:
         return OutcomeUnknown(f"nobody knows whether this was {done}, send it again: {why}", **extra)
-    for kind in (InsufficientStorage, TooFewReplicas):
-        if all(isinstance(e, kind) for e in failed.values()):
-            return kind(f"not {done}: {why}", **extra)
-    if all(isinstance(e, Unavailable) for e in failed.values()):
-        return ShardsUnavailable(f"not {done}: {why}", **extra)
-    return VecClusterError(f"not {done}: {why}", **extra)
+    return _kind_of_failure(list(failed.values()))(f"not {done}: {why}", **extra)
+
+
+def _kind_of_failure(errors: Sequence[VecClusterError]) -> type[VecClusterError]:
+    """What several shards' failures are together; a full disk is what ends last by itself."""
+    if all(isinstance(e, TooFewReplicas) for e in errors):
+        return TooFewReplicas
+    if all(isinstance(e, InsufficientStorage | Unavailable) for e in errors):
+        return InsufficientStorage if any(isinstance(e, InsufficientStorage) for e in errors) else ShardsUnavailable
+    return VecClusterError
