@@ -122,7 +122,8 @@ def test_an_old_copy_of_a_disk_that_is_put_back_is_found_out_and_replaced(etcd: 
         loser = _primary(nodes, words) if which == "primary" else (_primary(nodes, words) + 1) % 3
         aside = nodes.path / "aside"
         shutil.copytree(nodes.data(loser), aside)  # as a volume's snapshot has it; nobody writes
-        client.upsert(words.name, [f"later-{i}" for i in range(16)], VECTORS)
+        for _ in range(2):  # the second tells the others that the first is committed
+            client.upsert(words.name, [f"later-{i}" for i in range(16)], VECTORS)
         old = record_of(nodes, words).in_sync
         nodes.kill(loser)
         shutil.rmtree(nodes.data(loser))
