@@ -100,7 +100,6 @@ def test_a_replica_whose_directory_is_gone_is_fetched_again_as_another_member(
     nodes.wait_healthy()
 
 
-@pytest.mark.e2e
 def test_a_node_with_a_new_disk_that_starts_at_once_waits_until_it_is_no_longer_taken_for_the_old_one(
     etcd: EtcdCluster,
 ) -> None:
@@ -114,7 +113,6 @@ def test_a_node_with_a_new_disk_that_starts_at_once_waits_until_it_is_no_longer_
         wait_until(lambda: _is_whole(nodes, words, 0, 1, 2), "all to be in sync")
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("which", ["primary", "follower"])
 def test_an_old_copy_of_a_disk_that_is_put_back_is_found_out_and_replaced(etcd: EtcdCluster, which: str) -> None:
     with Nodes(3, etcd=etcd, spec=SLOW) as nodes, nodes.client(timeout=30.0) as client:
