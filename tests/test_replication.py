@@ -11,7 +11,7 @@ from veccluster.decisions.replication import reading
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.journal import Recovered
-from veccluster.decisions.replication.messages import Accepted, Header, Rejected, Replicate, Snapshot
+from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Rejected, Replicate, Snapshot
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Lineage, Member, Position, Record, Run
 from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq, WriteConsistency
@@ -274,6 +274,16 @@ def test_a_follower_that_is_told_to_cut_what_it_has_applied_stops() -> None:
     assert kinds(replica.handle(on.Received(Replicate(header(2, theirs))))) == [do.Diverged]
     assert replica.broken
     assert replica.handle(on.Received(Replicate(header(2, theirs)))) == []
+
+
+def test_a_primary_that_begins_its_epoch_twice_is_contradicted_and_not_followed() -> None:
+    replica = follower(ONE, last=5)
+    replica.handle(on.Received(Replicate(header(2, Lineage((ONE, Run(Epoch(2), Seq(6))))), records(2, 6, 7))))
+    replica.handle(on.Synced(1))
+    again = Lineage((ONE, Run(Epoch(2), Seq(4))))
+    (sent,) = replica.handle(on.Received(Replicate(header(2, again), records(2, 8, 8))))
+    assert sent == do.Send(OTHER, Contradicted(Epoch(2), ME, "it began epoch 2 twice"))
+    assert not replica.broken
 
 
 def test_a_sync_that_was_asked_for_before_a_cut_does_not_claim_what_was_cut() -> None:
