@@ -14,9 +14,10 @@ import structlog
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
 from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
-from veccluster_node.storage import epochs, failpoints
+from veccluster_node.storage import builder, epochs, failpoints
 from veccluster_node.storage.log import Log
 from veccluster_node.storage.operations import Record, encode_batch
+from veccluster_node.storage.records import ROWS, copy_to, make_durable
 from veccluster_node.storage.recovery import recover
 from veccluster_node.storage.replica import Query
 
@@ -528,3 +529,38 @@ def test_a_log_that_does_not_go_on_where_the_rows_end_is_of_no_use(copy):
         assert f"operations {found.last + 1} to {found.last + 4} are missing" in made.damaged
         assert made.broken == made.damaged
         assert made.found == replace(found, first=found.last + 1)
+
+
+def test_a_disk_that_cannot_be_read_makes_reads_unavailable_until_it_can(tmp_path):
+    with opened(tmp_path / "s", SPEC, SMALL) as replica:
+        write(replica, [upsert("a", np.ones(8), i=1)])
+        rows = tmp_path / "s" / ROWS
+        rows.rename(away := tmp_path / "away")
+        reads = (
+            lambda: replica.search(Query(np.ones((1, 8), "<f4"), 1)),
+            lambda: replica.get(["a"]),
+            lambda: replica.list_ids(None, 1, None),
+            lambda: copy_to(rows, tmp_path / "copy"),
+            lambda: make_durable(tmp_path / "nowhere" / ROWS),
+        )
+        for read in reads:
+            with pytest.raises(Unavailable, match=r"^the disk failed: unable to open database file$"):
+                read()
+        away.rename(rows)
+        assert replica.get(["a"])[0].id == "a"
+
+
+def test_builds_go_on_after_something_unforeseen(tmp_path, monkeypatch):
+    decide, unforeseen = builder.decide, [RuntimeError("nobody thought of this")]
+
+    def once(*args, **options):
+        if unforeseen:
+            raise unforeseen.pop()
+        return decide(*args, **options)
+
+    monkeypatch.setattr(builder, "decide", once)
+    with structlog.testing.capture_logs() as logged, opened(tmp_path / "s", SPEC, GRAPHS) as replica:
+        write(replica, [upsert(f"id{i}", np.ones(8), i=i) for i in range(9)])
+        assert replica.build(30)
+        assert replica.stats().generations == 1
+    assert [entry["detail"] for entry in logged if entry["event"] == "build_failed"] == ["nobody thought of this"]

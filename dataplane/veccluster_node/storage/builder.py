@@ -97,12 +97,12 @@ class Builder:
             try:
                 while not self._closing.is_set() and self._step():
                     self._failures, self.problem = 0, None
-            except (VecClusterError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, nobody else would go on building
                 self._note(error)
                 self._closing.wait(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))
                 self._wake.set()
 
-    def _note(self, error: VecClusterError | OSError) -> None:
+    def _note(self, error: Exception) -> None:
         self._failures += 1
         self.problem = (
             f"Shard {self._spec.shard}: a build failed ({_reason(error)}); searches stay right, and it is tried again."
@@ -114,6 +114,7 @@ class Builder:
                 failures=self._failures,
                 detail=_reason(error),
                 notes=getattr(error, "__notes__", []),
+                exc_info=None if isinstance(error, VecClusterError | OSError) else error,
             )
         if isinstance(error, StorageCorrupt):
             self._writer.poison(error)
@@ -249,7 +250,7 @@ class Builder:
         self._writer.call(function).result()
 
 
-def _reason(error: VecClusterError | OSError) -> str:
+def _reason(error: Exception) -> str:
     return error.detail if isinstance(error, VecClusterError) else reason(error)
 
 
