@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow simulate chaos bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
+.PHONY: help setup demo check format test test-slow simulate model chaos bench lock crds manifest manifest-check sbom cluster-up cluster-down cluster-status e2e clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ test-slow: $(STAMP) ## the tests that take minutes
 simulate: $(STAMP) ## replication on a simulated clock, network, disk and etcd; SEEDS=10000 FROM=0 ATOMIC=1 MUTATION=name TRACE=1
 	@PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(or $(SEEDS),1000) --from $(or $(FROM),0) \
 	    $(if $(ATOMIC),--atomic) $(if $(MUTATION),--mutation $(MUTATION)) $(if $(TRACE),--trace)
+
+model: $(STAMP) ## the rules of replication as a model: all its states within bounds, and the simulation beside it; STATES= WALKS= SEEDS=
+	@PYTHONPATH=tests $(BIN)/python -m model $(if $(STATES),--states $(STATES)) $(if $(WALKS),--walks $(WALKS)) \
+	    $(if $(SEEDS),--seeds $(SEEDS))
 
 chaos: $(STAMP) ## real nodes and a real etcd under faults; NEMESIS=mixed CYCLES=10 SEED= OPERATIONS= DURATION= FACTOR=3 REPORT=1
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(CYCLES),--cycles $(CYCLES)) \

@@ -80,6 +80,13 @@ def test_a_shard_answers_an_old_attempt_with_what_it_knows_of_a_later_one() -> N
     assert known.standing(FIRST) == known.standing(SECOND) == Standing(2, Seq(8), Verdict.applied)
 
 
+def test_an_earlier_attempt_that_is_dropped_later_hides_no_later_one() -> None:
+    known = ledger(FIRST, SECOND)
+    known.decide(decision(SECOND, at=5), Seq(8))
+    known.decide(decision(FIRST, Verdict.dropped), Seq(9))
+    assert known.standing(FIRST) == known.standing(SECOND) == Standing(2, Seq(8), Verdict.applied)
+
+
 def test_a_copy_of_a_ledger_lives_on_its_own() -> None:
     known = ledger(FIRST)
     copy = known.copy()

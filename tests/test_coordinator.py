@@ -9,9 +9,12 @@ import pytest
 
 from support.replicas import UUID, FakeCluster
 from veccluster import errors
-from veccluster.model.state import ReadConsistency, Seq, ShardId, WriteConsistency
+from veccluster.decisions.replication.atomic import Batch, Decision, Verdict
+from veccluster.decisions.replication.atomic_deciding import GiveUp, Propose
+from veccluster.model.state import ReadConsistency, Revision, Seq, ShardId, WriteConsistency
 from veccluster_node.peer import messages as m
 from veccluster_node.query.asking import FIRST_WAIT, REMEMBERED, SHORTEST_WAIT, Patience
+from veccluster_node.query.atomic import AtomicWrite
 from veccluster_node.query.coordinator import Coordinator, Reading, SearchPlan
 
 EVENTUAL, SESSION = Reading(ReadConsistency.eventual, {}), Reading(ReadConsistency.session, {})
@@ -500,3 +503,45 @@ async def test_a_read_that_finds_no_parts_that_fit_is_refused_in_time(three: Fak
     with pytest.raises(errors.ShardsUnavailable, match="did not show the same batches") as refused:
         await count(three, STRONG, three.coordinator(0, read_timeout=0.3))
     assert refused.value.extra["missing_shards"] == [1]
+
+
+# ---- batches over several shards
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([errors.OutcomeUnknown("no answer"), Revision(7)], errors.OutcomeUnknown),
+        ([errors.MetadataUnavailable("not sent"), Revision(7)], errors.Unavailable),
+    ],
+)
+async def test_a_batch_that_etcd_may_have_applied_is_not_called_refused(three, answers, expected) -> None:
+    """Its decision was made, carried out and forgotten, and then the shards could not be asked."""
+    part = m.PrepareBatch(
+        shard=ShardId(UUID, 0),
+        operation="op",
+        attempt=1,
+        participants=[0],
+        ids=["a"],
+        vectors=b"\0" * 4,
+        metadata=[b"{}"],
+        level=WriteConsistency.quorum,
+    )
+
+    async def decide(decision: Decision, forgotten: Revision) -> Decision | Revision:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    heard = [Propose(Decision(Batch("op", 1), Verdict.applied, {0: Seq(3)})), GiveUp()]
+
+    class Scripted(AtomicWrite):
+        async def _prepare(self, batch: Batch) -> Propose | GiveUp:
+            return heard.pop(0)
+
+    write = Scripted(three.coordinator(0)._asking, {0: part}, forgotten=lambda: Revision(1), decide=decide, timeout=5)
+    with pytest.raises(errors.VecClusterError) as failed:
+        await write.run()
+    assert type(failed.value) is expected
+    assert not answers

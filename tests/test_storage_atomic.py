@@ -96,6 +96,23 @@ def test_a_later_attempt_succeeds_where_an_earlier_one_was_dropped(tmp_path: Pat
         assert ids(replica) == ["a"]
 
 
+def test_an_earlier_attempt_that_is_dropped_later_hides_no_later_one(tmp_path: Path) -> None:
+    again = Batch("one", 2)
+    with opened(tmp_path / "s") as replica:
+        first, second = prepared(replica, ONE, "a").at, prepared(replica, again, "a").at
+        know(replica, decision(again, second, 6))
+        settled(replica, again)
+        know(replica, decision(again, second, 6), decision(ONE, first, 7, Verdict.dropped))
+        write(replica, rows("behind it"))
+        assert replica.showing().pending == frozenset()
+        assert prepared(replica, ONE, "a") == prepared(replica, again, "a")
+        assert prepared(replica, again, "a").verdict is Verdict.applied
+        snapshots_ = Snapshots(tmp_path / "s" / ROWS)
+        with snapshots_.take() as snapshot:
+            assert snapshot.undecided(second) == {first, second}, "what rows that are made anew need of the log"
+        snapshots_.close()
+
+
 def test_decisions_come_into_the_log_as_etcd_made_them(tmp_path: Path) -> None:
     with opened(tmp_path / "s") as replica:
         first, second = prepared(replica, ONE, "a").at, prepared(replica, Batch("two", 1), "a").at

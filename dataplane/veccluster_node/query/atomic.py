@@ -50,6 +50,8 @@ class AtomicWrite:
         self._until, self._deadline = now + DECIDING * timeout, now + timeout
         self._refusals: dict[int, VecClusterError] = {}
         self._late: VecClusterError = Unavailable("the shards did not take the batch in time")
+        self._may_be_applied = False
+        """Whether etcd was asked to apply it and never said what came of that."""
 
     async def run(self) -> dict[int, m.Written]:
         """What became of it in each shard; `OutcomeUnknown` if that is not known, otherwise nothing was stored."""
@@ -67,6 +69,8 @@ class AtomicWrite:
                     step, forgotten = begun, found
         if isinstance(step, Finish) and step.verdict is Verdict.applied:
             return await self._settle(step.batch)
+        if isinstance(step, GiveUp) and self._may_be_applied:
+            raise OutcomeUnknown(f"neither etcd nor a shard said what became of the batch: {self._refusal().detail}")
         raise self._refusal()
 
     @property
@@ -120,14 +124,14 @@ class AtomicWrite:
 
     async def _propose(self, decision: Decision, forgotten: Revision) -> Decision | Revision:
         """What is decided; the revision of what was forgotten meanwhile, in which case all is to be asked anew."""
-        lost = False
+        drops = decision.verdict is Verdict.dropped
         for pause in pauses():
             try:
                 return await self._decide(decision, forgotten)
             except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
-                lost = lost or isinstance(error, OutcomeUnknown)
+                self._may_be_applied |= isinstance(error, OutcomeUnknown) and not drops
                 is_last = isinstance(error, MetadataRefused) or time.monotonic() + pause > self._deadline
-                if is_last and (lost or decision.verdict is Verdict.dropped):
+                if is_last and (self._may_be_applied or drops):
                     raise OutcomeUnknown(f"etcd did not say what became of the batch: {error.detail}") from error
                 if is_last:
                     raise

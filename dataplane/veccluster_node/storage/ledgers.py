@@ -21,8 +21,8 @@ CREATE TABLE IF NOT EXISTS pending(
     prepare_seq INTEGER PRIMARY KEY, operation TEXT NOT NULL, attempt INTEGER NOT NULL,
     participants TEXT NOT NULL, count INTEGER NOT NULL, content BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS decided(
-    operation TEXT PRIMARY KEY, attempt INTEGER NOT NULL, verdict TEXT NOT NULL,
-    prepare_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL) WITHOUT ROWID;
+    operation TEXT NOT NULL, attempt INTEGER NOT NULL, verdict TEXT NOT NULL, prepare_seq INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL, PRIMARY KEY (operation, attempt)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS decided_at ON decided(last_seq);
 CREATE TABLE IF NOT EXISTS latest(shard INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
 """
@@ -97,7 +97,8 @@ class LedgerTables:
     def standing(self, ledger: Ledger, batch: Batch) -> Standing | None:
         """As `Ledger.standing`."""
         row = self._db.execute(
-            "SELECT attempt, last_seq, verdict FROM decided WHERE operation=?", (batch.operation,)
+            "SELECT attempt, last_seq, verdict FROM decided WHERE operation=? ORDER BY attempt DESC LIMIT 1",
+            (batch.operation,),
         ).fetchone()
         decided = {batch.operation: Standing(row[0], Seq(row[1]), Verdict(row[2]))} if row else {}
         return Ledger(self._shard, ledger.pending, decided).standing(batch)

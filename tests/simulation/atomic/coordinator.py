@@ -10,7 +10,7 @@ from simulation.atomic.rules import Rules
 from simulation.atomic.tasks import Steps, ask_all, etcd, pause
 from simulation.node import encode
 from veccluster.decisions.replication.atomic import Batch, Decision, Prepare, Standing, Verdict
-from veccluster.decisions.replication.atomic_deciding import Begin, Finish, Propose, Step, after
+from veccluster.decisions.replication.atomic_deciding import Begin, Finish, GiveUp, Propose, Step, after
 from veccluster.model.state import NodeId, ReadConsistency, Revision, Seq, WriteConsistency
 
 ROUND = 0.15
@@ -83,7 +83,7 @@ Answer = Callable[[str, Batch | None], None]
 
 def carry_out(place: Place, operation: Operation, first: int, answer: Answer) -> Steps:
     """Prepare everywhere, decide once, and wait until it is applied everywhere."""
-    here, until = place.here, place.here.world.now + TIME
+    here, until, lost = place.here, place.here.world.now + TIME, False
     step: Step | None = Begin(Batch(operation.name, first))
     while isinstance(step, Begin):
         forgotten = here.known.forgotten
@@ -91,7 +91,8 @@ def carry_out(place: Place, operation: Operation, first: int, answer: Answer) ->
         step = yield from _prepare(place, operation, step.batch, until)
         if isinstance(step, Propose):
             forgotten = forgotten if place.rules.notes_first else place.book.known.forgotten
-            found = yield from _decide(place, step.decision, forgotten, until + SETTLING)
+            found, was_lost = yield from _decide(place, step.decision, forgotten, until + SETTLING)
+            lost |= was_lost and step.decision.verdict is Verdict.applied
             if found is None:
                 answer("unknown", None)
                 return
@@ -99,7 +100,7 @@ def carry_out(place: Place, operation: Operation, first: int, answer: Answer) ->
     if isinstance(step, Finish) and step.verdict is Verdict.applied:
         yield from _wait(place, operation, step.batch, answer)
     else:
-        answer("refused", None)
+        answer("unknown" if lost and isinstance(step, GiveUp) else "refused", None)
 
 
 def _prepare(place: Place, operation: Operation, batch: Batch, until: float) -> Steps:
@@ -115,16 +116,19 @@ def _prepare(place: Place, operation: Operation, batch: Batch, until: float) -> 
 
 
 def _decide(place: Place, decision: Decision, forgotten: Revision, until: float) -> Steps:
-    """The decision that is there now; False: some were forgotten, all is to be asked anew; None: unknown."""
-    here = place.here
+    """The decision that is there now; False: some were forgotten, all is to be asked anew; None: unknown. And whether
+    an answer was lost.
+    """
+    here, lost = place.here, False
     while (found := (yield etcd(here, lambda: place.book.propose(decision, forgotten)))) is None:
+        lost = True
         if here.world.now > until:
-            return None
+            return None, lost
     if found[0] is not None:
-        return found[0]
+        return found[0], lost
     if known := (yield etcd(here, lambda: place.book.known)):
         here._learn(known[0])
-    return False
+    return False, lost
 
 
 def _preparing(place: Place, operation: Operation, batch: Batch, shard: int) -> Callable[[Any], None]:

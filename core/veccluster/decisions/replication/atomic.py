@@ -123,7 +123,7 @@ class Ledger:
         self.shard = shard
         self.pending = dict(pending or {})
         self.decided = dict(decided or {})
-        """By operation, the last attempt that was decided here: remembered for as long as operation ids are (14)."""
+        """By operation, the highest attempt that was decided here: remembered for as long as operation ids are (14)."""
         self.latest = dict(latest or {})
 
     def copy(self) -> "Ledger":
@@ -140,7 +140,9 @@ class Ledger:
         pending = self.pending.pop(batch, None)
         if pending is None:
             return None
-        self.decided[batch.operation] = Standing(batch.attempt, last, decision.verdict)
+        known = self.decided.get(batch.operation)
+        if known is None or known.attempt < batch.attempt:  # an earlier attempt may be dropped here later than others
+            self.decided[batch.operation] = Standing(batch.attempt, last, decision.verdict)
         if decision.verdict is Verdict.dropped:
             return None
         self.latest |= {other: at for other, at in decision.prepared.items() if other != self.shard}

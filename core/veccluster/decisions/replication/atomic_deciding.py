@@ -4,9 +4,11 @@ Pure, and callable again at any time: every step may have been taken before, by 
 
 Invariant: a batch has one verdict for ever. Its key is created only if it is absent and nothing was forgotten since
 `forgotten`, a revision that the proposer had read *before* a participant said, as its confirmed primary (13), that the
-batch is prepared there and not decided. So there was no key before that revision that is gone now, since a decision is
-forgotten only when every participant that had the batch has it decided; and there is none that was forgotten since. A
-transaction that is carried out late can do no harm for the same reason.
+batch is prepared there and not decided. So no key that would have applied it was there before that revision and is
+gone now, since a decision is forgotten only when every participant that it names has it decided, and who applies names
+all; and none was forgotten since. A decision to drop may be forgotten while a participant that it does not name has the
+batch: that one makes a second key, with the same verdict, since one participant that has decided is enough to keep
+others from applying it. A transaction that is carried out late can do no harm for the same reason.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
