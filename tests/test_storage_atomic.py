@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.cluster import wait_until
 from support.one_shard import Shard, replicated
 from support.storage import SMALL, opened, upsert, write
 from veccluster.decisions.filters import parse
@@ -103,8 +104,7 @@ def test_an_earlier_attempt_that_is_dropped_later_hides_no_later_one(tmp_path: P
         know(replica, decision(again, second, 6))
         settled(replica, again)
         know(replica, decision(again, second, 6), decision(ONE, first, 7, Verdict.dropped))
-        write(replica, rows("behind it"))
-        assert replica.showing().pending == frozenset()
+        wait_until(lambda: not replica.showing().pending, "the drop of the first attempt")
         assert prepared(replica, ONE, "a") == prepared(replica, again, "a")
         assert prepared(replica, again, "a").verdict is Verdict.applied
         snapshots_ = Snapshots(tmp_path / "s" / ROWS)
