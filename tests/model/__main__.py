@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from model import batches, replication
 from model.beside import Beside
-from model.explore import Found, search, walk
+from model.explore import Found, follow, search, walk
+from model.stories import STORIES
 
 SMALL = (
     replication.Bounds(epochs=2, changes=2, crashes=1),
@@ -40,6 +41,14 @@ def explored(states: int, walks: int) -> Iterator[Found]:
     yield walk(replication.Replication(MUCH), walks=walks, length=80)
 
 
+def broken(rule: str, walks: int) -> Found:
+    """What comes of leaving it out."""
+    if rule in STORIES:
+        bounds, *story = STORIES[rule]
+        return follow(replication.Replication(bounds, rule), story)
+    return walk(replication.Replication(MUCH, rule), walks=walks, length=80)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make model")
     parser.add_argument("--states", type=int, default=1_000_000, help="how many to look at, at most")
@@ -51,7 +60,7 @@ def main() -> int:
         failed += found.violation is not None
     for rule, instead in replication.WITHOUT.items():
         say(f"without rule {rule}: {instead}")
-        say(f"  {walk(replication.Replication(MUCH, rule), walks=asked.walks, length=80)}")
+        say(f"  {broken(rule, asked.walks)}")
     steps = 0
     for seed in range(asked.seeds):
         beside = Beside(seed)
