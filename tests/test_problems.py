@@ -53,7 +53,8 @@ async def fail(request: web.Request) -> web.Response:
 async def server() -> AsyncIterator[aiohttp.ClientSession]:
     app = web.Application(middlewares=[problems.middleware, negotiation.compress], client_max_size=0)
     app.add_routes([web.post("/echo", echo), web.post("/measure", measure), web.get("/fail/{how}", fail)])
-    runner = web.AppRunner(app, access_log=None, auto_decompress=negotiation.AIOHTTP_INFLATES)
+    inflates = negotiation.AIOHTTP_INFLATES
+    runner = web.AppRunner(app, access_log=None, auto_decompress=inflates, lingering_time=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
