@@ -4,11 +4,9 @@ import pytest
 
 from model.beside import Beside, Deviation
 from model.explore import follow, search, walk
-from model.replication import WITHOUT, Bounds, Replication
+from model.replication import MUCH, WITHOUT, Bounds, Replication
 from model.stories import STORIES
 from simulation.mutations import MUTATIONS
-
-MUCH = Bounds(values=2, epochs=4, changes=5, crashes=2, wipes=1, reads=1)
 
 DEVIATES_AT = {
     "NoFence": 1,

@@ -19,9 +19,6 @@ EVERYTHING = [
     Bounds(attempts=2, forgets=2),
     Bounds(coordinators=2, forgets=2),
     Bounds(((0, 1, 2),), forgets=1),
-    pytest.param(TWO_BATCHES._replace(forgets=2), marks=pytest.mark.slow),
-    pytest.param(Bounds(coordinators=2, attempts=2, forgets=2), marks=pytest.mark.slow),
-    pytest.param(Bounds(((0, 1), (1, 2)), forgets=1), marks=pytest.mark.slow),
 ]
 
 

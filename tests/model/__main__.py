@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from model import batches, replication
 from model.beside import Beside
 from model.explore import Found, follow, search, walk
+from model.replication import MUCH
 from model.stories import STORIES
 
 SMALL = (
@@ -17,7 +18,6 @@ SMALL = (
     replication.Bounds(epochs=2, changes=2, crashes=0, reads=1),
     replication.Bounds(values=2, epochs=2, changes=1, crashes=1),
 )
-MUCH = replication.Bounds(values=2, epochs=4, changes=5, crashes=2, wipes=1, reads=1)
 BATCHES = (
     batches.Bounds(((0, 1), (0, 1)), forgets=2),
     batches.Bounds(coordinators=2, attempts=2, forgets=2),
@@ -26,7 +26,7 @@ BATCHES = (
 
 
 def say(what: object) -> None:
-    print(what, flush=True)  # noqa: T201
+    print(what, flush=True)  # noqa: T201 - it is what the command is for
 
 
 def explored(states: int, walks: int) -> Iterator[Found]:

@@ -104,24 +104,17 @@ class Beside:
     # -- events
 
     def _watch(self, node: Node) -> None:
-        start, lose = node.start, node.lose
+        """Look again at a disk of which something happened that no replica is told."""
 
-        def opened() -> None:
-            start()
-            self._put(self._nodes.index(node), self._found(node))
+        def then_look(happens: Callable[..., None]) -> Callable[..., None]:
+            def happen(**how: bool) -> None:
+                happens(**how)
+                self._put(self._nodes.index(node), self._found(node))
 
-        def lost(*, corrupt: bool) -> None:
-            lose(corrupt=corrupt)
-            self._put(self._nodes.index(node), self._found(node))
+            return happen
 
-        node.start, node.lose = opened, lost  # type: ignore[method-assign]
-        crash = node.crash
-
-        def crashed() -> None:
-            crash()
-            self._put(self._nodes.index(node), self._found(node))
-
-        node.crash = crashed  # type: ignore[method-assign]
+        for name in ("start", "crash", "lose"):
+            setattr(node, name, then_look(getattr(node, name)))
 
     def _changed(self, now: values.Configuration) -> None:
         """Etcd has another key: one that was asked for, a step of the leader, or the same for this model."""

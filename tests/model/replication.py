@@ -133,6 +133,9 @@ class Bounds(NamedTuple):
     reads: int = 0
 
 
+MUCH = Bounds(values=2, epochs=4, changes=5, crashes=2, wipes=1, reads=1)
+"""More than can be looked at completely: for walks."""
+
 Steps = Iterator[tuple[str, State]]
 
 

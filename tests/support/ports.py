@@ -5,9 +5,10 @@ our look and the server's bind, or while the server is killed, somebody has it. 
 """
 
 import os
-import socket
 from itertools import count
 from pathlib import Path
+
+from veccluster_cli.local.ports import is_free
 
 _FIRST = 12_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -20,9 +21,6 @@ def free_port() -> int:
     end = int(_EPHEMERAL.read_text().split()[0])
     for _ in range(end - _FIRST):
         port = _FIRST + next(_next) % (end - _FIRST)
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return port
+        if is_free(port):
+            return port
     raise RuntimeError(f"no port from {_FIRST} to {end} is free")
