@@ -18,6 +18,8 @@ from veccluster_cli.main import _explain, main
 
 DIMENSION = 4
 COUNT = 2_500
+STRONG = ("--consistency", "strong")
+"""Each command is a session of its own: no other level but quorum shows for certain what an earlier one wrote."""
 COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()"]
 
 
@@ -103,14 +105,14 @@ def test_a_collection_is_created_shown_listed_and_deleted(run):
 
 def test_vectors_are_stored_found_shown_counted_and_deleted(run, filled):
     run("upsert", filled, "--id", "mine", "--vector", "[9, 9, 9, 9]", "--metadata", '{"colour": "[red]"}')
-    hits = json.loads(run("search", filled, "--vector", "[9, 9, 9, 9]", "-k", 3, "-o", "json").stdout)
+    hits = json.loads(run("search", filled, *STRONG, "--vector", "[9, 9, 9, 9]", "-k", 3, "-o", "json").stdout)
     assert len(hits) == 3 and hits[0]["id"] == "mine" and hits[0]["metadata"] == {"colour": "[red]"}
-    assert json.loads(run("get", filled, "mine", "-o", "json").stdout)["vector"] == [9, 9, 9, 9]
-    assert '"colour":"[red]"' in run("search", filled, "--like", "mine", "-k", 1).stdout.decode()
-    assert run("count", filled).stdout == f"{COUNT + 1}\n".encode()
+    assert json.loads(run("get", filled, *STRONG, "mine", "-o", "json").stdout)["vector"] == [9, 9, 9, 9]
+    assert '"colour":"[red]"' in run("search", filled, *STRONG, "--like", "mine", "-k", 1).stdout.decode()
+    assert run("count", filled, *STRONG).stdout == f"{COUNT + 1}\n".encode()
     assert run("delete", filled, "mine", "nobody", "-o", "json").stdout == b'{\n  "deleted": 1\n}\n'
     run("delete", filled, "--filter", '{"even": true}', "--yes")
-    assert json.loads(run("count", filled, "--filter", '{"even": true}', "-o", "json").stdout) == {"count": 0}
+    assert json.loads(run("count", filled, *STRONG, "--filter", '{"even": true}', "-o", "json").stdout) == {"count": 0}
 
 
 def test_a_search_takes_vectors_from_files(run, filled, tmp_path):

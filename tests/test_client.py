@@ -126,6 +126,17 @@ def test_iterating_over_pages_gives_every_vector_once(client, filled):
     assert len(first.vectors) == 10 and first.cursor is not None
 
 
+def test_what_one_client_wrote_another_reads_at_strong(client, servers, filled):
+    client.delete(filled, ["0"])
+    with Client(servers) as other:
+        assert other.count(filled, consistency="strong") == COUNT - 1
+        assert "0" not in [v.id for v in other.page(filled, limit=COUNT, consistency="strong").vectors]
+        assert "0" not in [v.id for v in other.iterate(filled, consistency="strong")]
+        for read in (other.count, other.page):
+            with pytest.raises(errors.InvalidRequest, match="consistency"):
+                read(filled, consistency="sometimes")
+
+
 def test_deleting_by_ids_says_how_many_were_there(client, filled):
     assert client.delete(filled, ["1", "2", "nobody"]).deleted == 2
     with pytest.raises(errors.VectorNotFound):

@@ -21,6 +21,12 @@ from veccluster_cli.options import (
 from veccluster_cli.output import Format, print_one, print_rows, remark
 
 READ_LEVELS = click.Choice(["eventual", "session", "quorum", "strong"])
+consistency_option = click.option(
+    "--consistency",
+    type=READ_LEVELS,
+    help="The read's level; each command is a session of its own, so that only quorum and strong show what an earlier "
+    "one wrote for certain.",
+)
 INCLUDES = click.Choice(["metadata", "vector"])
 
 
@@ -71,7 +77,7 @@ def upsert(
 @click.option("--include", multiple=True, type=INCLUDES, default=["metadata"], show_default=True)
 @click.option("--ef", type=int, help="How widely the graph is searched.")
 @click.option("--exact", is_flag=True, help="Look at every vector instead of the graph.")
-@click.option("--consistency", type=READ_LEVELS)
+@consistency_option
 @click.option("--allow-partial", is_flag=True, help="Answer even if shards are unavailable.")
 @server_option
 @timeout_option
@@ -92,7 +98,7 @@ def search(
     if sum(given is not None for given in (vector, file, like)) != 1:
         raise click.UsageError("Give one of --vector, --file and --like.")
     with client_of(servers, timeout) as client:
-        queries = _queries(client, collection, vector, file, like)
+        queries = _queries(client, collection, vector, file, like, options["consistency"])
         found = client.search_many(collection, queries, filter=filter_, include=include, **options)
     many = len(queries) > 1
     rows = [
@@ -114,7 +120,7 @@ def search(
 @click.command()
 @click.argument("collection")
 @click.argument("id_", metavar="ID")
-@click.option("--consistency", type=READ_LEVELS)
+@consistency_option
 @server_option
 @timeout_option
 @output_option
@@ -158,15 +164,21 @@ def delete(
 @click.command()
 @click.argument("collection")
 @filter_option
+@consistency_option
 @server_option
 @timeout_option
 @output_option
 def count(
-    collection: str, filter_: dict[str, Any] | None, servers: tuple[str, ...], timeout: float, form: Format
+    collection: str,
+    filter_: dict[str, Any] | None,
+    consistency: str | None,
+    servers: tuple[str, ...],
+    timeout: float,
+    form: Format,
 ) -> None:
     """Count the vectors."""
     with client_of(servers, timeout) as client:
-        found = client.count(collection, filter=filter_)
+        found = client.count(collection, filter=filter_, consistency=consistency)
     if form == "table":
         click.echo(found)
     else:
@@ -174,11 +186,16 @@ def count(
 
 
 def _queries(
-    client: Client, collection: str, vector: list[float] | None, file: Path | None, like: str | None
+    client: Client,
+    collection: str,
+    vector: list[float] | None,
+    file: Path | None,
+    like: str | None,
+    consistency: str | None,
 ) -> np.ndarray[Any, Any]:
     """The query vectors, float32 (q, d)."""
     if like is not None:
-        return client.get(collection, like).vector[np.newaxis]
+        return client.get(collection, like, consistency=consistency).vector[np.newaxis]
     if file is not None:
         return files.read_vectors(file)
     return files.as_queries(vector)

@@ -5,7 +5,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -36,6 +36,8 @@ from veccluster.errors import CollectionNotFound, InvalidRequest, VecClusterErro
 
 if TYPE_CHECKING:
     from veccluster.client.arrow import Source
+
+_T = TypeVar("_T")
 
 DEFAULT_TIMEOUT = 30.0
 BATCH_ROWS = 500
@@ -282,10 +284,11 @@ class AsyncClient:
         limit: int = 100,
         cursor: str | None = None,
         filter: Filter | None = None,
+        consistency: str | None = None,
         timeout: float | None = None,
     ) -> Page:
         """A part of the collection in a stable order; `cursor` of the page before asks for the next."""
-        query = _without_none(limit=str(limit), cursor=cursor, filter=_filter_text(filter))
+        query = _without_none(limit=str(limit), cursor=cursor, filter=_filter_text(filter), consistency=consistency)
         call = Call("GET", _path(collection, "/vectors"), query, self._sessions.headers(collection))
         return decode(await self._send(call, timeout, collection), Page)
 
@@ -295,12 +298,15 @@ class AsyncClient:
         *,
         filter: Filter | None = None,
         page_rows: int = 500,
+        consistency: str | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Vector]:
         """Every vector of the collection that matches; `timeout` is for each page."""
         cursor: str | None = None
         while True:
-            page = await self.page(collection, limit=page_rows, cursor=cursor, filter=filter, timeout=timeout)
+            page = await self.page(
+                collection, limit=page_rows, cursor=cursor, filter=filter, consistency=consistency, timeout=timeout
+            )
             for vector in page.vectors:
                 yield vector
             cursor = page.cursor
@@ -312,10 +318,11 @@ class AsyncClient:
         collection: str,
         *,
         filter: Filter | None = None,
+        consistency: str | None = None,
         timeout: float | None = None,
     ) -> int:
         """How many vectors there are, or match."""
-        body = arrays.to_json({} if filter is None else {"filter": filter}, "filter")
+        body = arrays.to_json(_without_none(filter=filter, consistency=consistency), "filter")
         headers = _JSON | self._sessions.headers(collection)
         call = Call("POST", _path(collection, "/count"), headers=headers, body=body)
         return int(load(await self._send(call, timeout, collection))["count"])
@@ -411,7 +418,7 @@ def _operation() -> dict[str, str]:
     return {OPERATION_HEADER: str(uuid.uuid4())}
 
 
-def _without_none(**values: str | None) -> dict[str, str]:
+def _without_none(**values: _T | None) -> dict[str, _T]:
     return {key: value for key, value in values.items() if value is not None}
 
 

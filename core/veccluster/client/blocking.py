@@ -71,12 +71,15 @@ class Client:
         *,
         filter: Filter | None = None,  # noqa: A002 - its name in the interface
         page_rows: int = 500,
+        consistency: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[Vector]:
         """Every vector of the collection that matches; `timeout` is for each page."""
         cursor: str | None = None
         while True:
-            page = self.page(collection, limit=page_rows, cursor=cursor, filter=filter, timeout=timeout)
+            page = self.page(
+                collection, limit=page_rows, cursor=cursor, filter=filter, consistency=consistency, timeout=timeout
+            )
             yield from page.vectors
             cursor = page.cursor
             if cursor is None:
