@@ -19,7 +19,7 @@ from veccluster_cli.main import _explain, main
 DIMENSION = 4
 COUNT = 2_500
 STRONG = ("--consistency", "strong")
-"""Each command is a session of its own: no other level but quorum shows for certain what an earlier one wrote."""
+"""Each command is a session of its own: no other level shows for certain what an earlier one wrote."""
 COMMAND = [sys.executable, "-c", "from veccluster_cli.main import main; main()"]
 
 

@@ -24,8 +24,8 @@ READ_LEVELS = click.Choice(["eventual", "session", "quorum", "strong"])
 consistency_option = click.option(
     "--consistency",
     type=READ_LEVELS,
-    help="The read's level; each command is a session of its own, so that only quorum and strong show what an earlier "
-    "one wrote for certain.",
+    help="The read's level. Each command is a session of its own: only strong shows for certain what an earlier one "
+    "wrote.",
 )
 INCLUDES = click.Choice(["metadata", "vector"])
 
