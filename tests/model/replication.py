@@ -9,7 +9,7 @@ Not here: old copies of disks, snapshots, a person's acceptance of a loss, and h
 """
 
 from collections.abc import Iterator
-from itertools import chain, combinations
+from itertools import chain, combinations, takewhile
 from typing import NamedTuple
 
 NOBODY = 0
@@ -28,6 +28,7 @@ WITHOUT = {
     "6 any disk": "what counts is the node, not its disk",
     "7 resumes": "a primary that restarts goes on in its epoch",
     "8 cuts nothing": "a follower appends behind what differs",
+    "8 claims what it cut": "what was durable counts until what took its place is",
     "9 same name": "a wiped disk goes by its old name",
     "10 applies all": "a follower applies what is not committed",
     "11 gap": "a learner joins with a gap",
@@ -244,7 +245,13 @@ class Replication:
         """What the follower applies: nothing but what its primary calls committed (10)."""
         commits = (c.serving.commit for c in state.copies if c.serving and c.serving.known.epoch == copy.follows)
         known = len(copy.log) if self.without == "10 applies all" else max(commits, default=0)
-        return max(copy.applied, min(known, len(copy.synced)))
+        return max(copy.applied, min(known, self._own(copy)))
+
+    def _own(self, copy: Copy) -> int:
+        """Up to where its log is durable; what is cut is not, from the moment it is cut (8)."""
+        if self.without == "8 claims what it cut":
+            return len(copy.synced)
+        return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(copy.log, copy.synced, strict=False)))
 
     def _has_said(self, state: State, epoch: int, member: Member) -> bool:
         return any((e, m) == (epoch, member) for e, m, _ in state.said)
@@ -356,7 +363,7 @@ class Replication:
         members = self.waiting(serving) | {me}
         if self.without == "2 any copies":
             members = frozenset(state.member(n) for n in range(self.bounds.nodes))
-        matched = sorted(len(copy.synced) if m == me else self.matched(state, epoch, m) for m in members)
+        matched = sorted(self._own(copy) if m == me else self.matched(state, epoch, m) for m in members)
         return matched[-self.bounds.min_in_sync] if self.without == "2 any copies" else matched[0]
 
     def change(self, state: State, node: int, copy: Copy, serving: Serving) -> Steps:
