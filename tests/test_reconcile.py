@@ -17,6 +17,7 @@ from veccluster.errors import StorageCorrupt
 from veccluster.model.cluster import ClusterState, Drop
 from veccluster.model.state import Collection, Epoch, Incarnation, Member, NodeId, Revision, Shard, ShardId
 from veccluster_node.identity import Identity, claim
+from veccluster_node.measures import Measures
 from veccluster_node.metadata.store import NOTHING_KNOWN, Store
 from veccluster_node.reconcile import FIRST_PAUSE, Reconciler
 
@@ -30,6 +31,7 @@ class _Host:
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory / "shards"
+        self.measures = Measures()
         self.asked_to_open = asyncio.Event()
         self.let_open = asyncio.Event()
         self.let_open.set()

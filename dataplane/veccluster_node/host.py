@@ -193,7 +193,7 @@ class ShardHost:
     def deliver(self, shard: ShardId, message: Message) -> None:
         """Give a replica another one's message, if it is open; from any thread."""
         if isinstance(message, Snapshot):
-            self.measures.refetches.inc()
+            self.measures.snapshots.inc()
         self.feed(shard, on.Received(message))
 
     def tick(self) -> None:

@@ -26,7 +26,19 @@ def _failovers() -> Histogram:
 
 
 def _refetches() -> Counter:
-    return Counter("veccluster_replica_refetches", "Replicas that fetched everything from another one.", registry=None)
+    return Counter(
+        "veccluster_replica_refetches",
+        "Replicas of this node that were gone, damaged or different from others, and began anew from those.",
+        registry=None,
+    )
+
+
+def _snapshots() -> Counter:
+    return Counter(
+        "veccluster_snapshots_received",
+        "Whole copies of shards that came from other nodes, for replicas that the log could not bring up to date.",
+        registry=None,
+    )
 
 
 def _found() -> Counter:
@@ -49,5 +61,6 @@ class Measures:
     refused: Counter = field(default_factory=_refused)
     failovers: Histogram = field(default_factory=_failovers)
     refetches: Counter = field(default_factory=_refetches)
+    snapshots: Counter = field(default_factory=_snapshots)
     found: Counter = field(default_factory=_found)
     scrubbed: Counter = field(default_factory=_scrubbed)

@@ -22,6 +22,7 @@ from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import Collection, Member, Revision, ShardId
 from veccluster_node.identity import Identity
+from veccluster_node.measures import Measures
 from veccluster_node.metadata.store import Store
 
 FIRST_PAUSE = 0.5
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 class Host(Protocol):
     """What holds the open replicas (host.py)."""
+
+    measures: Measures
 
     def local(self) -> Mapping[ShardId, Local]:
         """Every shard that has a directory here."""
@@ -226,6 +229,7 @@ class Reconciler:
         await self._host.shut(shard)
         await asyncio.to_thread(self._identity.renew, shard)
         self._corrupt.pop(shard, None)
+        self._host.measures.refetches.inc()
         log.warning("replica_renewed", shard=str(shard), incarnation=self._identity.member(shard).incarnation)
 
     async def _give_up(self, shard: ShardId) -> None:

@@ -71,7 +71,7 @@ class _NodeCollector(Collector):
         yield from gauges.values()
         yield from self._copies()
         measures = self._node.measures()
-        replication = measures.refused, measures.failovers, measures.refetches
+        replication = measures.refused, measures.failovers, measures.refetches, measures.snapshots
         for counted in (*replication, measures.found, measures.scrubbed):
             yield from counted.collect()
 
