@@ -105,7 +105,7 @@ def test_float64_lists_and_slices_are_vectors_too(client, filled, vectors):
 
 def test_a_filter_limits_search_count_list_and_delete(client, filled, vectors):
     even = {"even": True}
-    found = client.search(filled, vectors[1], k=20, filter=even, include="metadata", exact=True)
+    found = client.search(filled, vectors[1], k=20, filter=even, include=["metadata"], exact=True)
     assert len(found) == 20 and all(hit.metadata["even"] for hit in found)
     assert client.count(filled, filter=even) == COUNT // 2
     assert {v.id for v in client.iterate(filled, filter=even)} == {str(i) for i in range(0, COUNT, 2)}

@@ -19,7 +19,9 @@ import orjson
 from numpy.typing import NDArray
 
 from veccluster.client import CollectionInfo, Vector
-from veccluster.client.arrays import Rows, from_json, many_vectors, rows_from_items, to_json
+from veccluster.client.arrays import Rows, rows_from_items
+from veccluster.client.values import from_json, to_json
+from veccluster.client.vectors import as_float32, queries
 from veccluster.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -93,11 +95,7 @@ def read_vectors(file: Path) -> NDArray[np.float32]:
 
 def as_queries(vectors: Any) -> NDArray[np.float32]:
     """One vector or several as float32 (q, d)."""
-    try:
-        array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest.field("vector", f"must be numbers, all vectors of one length: {error}") from error
-    return many_vectors(np.atleast_2d(array))
+    return queries(np.atleast_2d(as_float32(vectors, "vector")), "vector")
 
 
 def _ndjson_source(data: IO[bytes]) -> FileSource:

@@ -2,22 +2,27 @@
 """The asyncio client. Every method is one logical request: retried where that is safe, within `timeout` seconds."""
 
 import asyncio
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
+import orjson
 from numpy.typing import ArrayLike
 
 from veccluster.client import arrays
+from veccluster.client.addresses import Addresses
 from veccluster.client.arrays import Metadata, Rows
 from veccluster.client.results import (
     ClusterInfo,
     CollectionInfo,
     Deleted,
     FloatArray,
+    Found,
+    GetResult,
     NodeInfo,
     Page,
     Progress,
@@ -31,8 +36,10 @@ from veccluster.client.results import (
     load,
 )
 from veccluster.client.sessions import Sessions
-from veccluster.client.transport import OPERATION_HEADER, Addresses, Call, Transport
-from veccluster.errors import CollectionNotFound, InvalidRequest, VecClusterError
+from veccluster.client.transport import OPERATION_HEADER, Call, Transport
+from veccluster.client.values import a_list, a_text, an_object, to_json
+from veccluster.client.vectors import one_vector, queries
+from veccluster.errors import CollectionNotFound, InvalidRequest, PayloadTooLarge, VecClusterError
 
 if TYPE_CHECKING:
     from veccluster.client.arrow import Source
@@ -44,6 +51,10 @@ BATCH_ROWS = 500
 """Rows in one upsert request: about 2 MB of JSON at 384 dimensions."""
 UPLOAD_ROWS = 2_000
 """Rows in one bulk request: about 3 MB of Arrow at 384 dimensions, held in memory until it is acknowledged."""
+REQUEST_BYTES = 8 << 20
+"""Size from which on a request has fewer rows than that; far below what a node takes at once."""
+GET_IDS = 1_000
+"""Ids in one request for many: as many as a node takes."""
 LONGEST_QUERY = 2_000
 """Characters of a filter that still go into the query string beside a binary body; a longer one makes it JSON."""
 
@@ -57,10 +68,11 @@ Filter = Mapping[str, Any]
 class AsyncClient:
     """A client of one cluster; safe to share between tasks of one event loop, and kept open for reuse.
 
-    `servers` is one address of the cluster or several (`http://host:port`); when one is down the next is asked. Errors
-    are the classes of `veccluster.errors`: one for each type of problem that a cluster answers with, `Unreachable` when
-    no address answers in time, and `OutcomeUnknown` when a write was sent and no answer came. Writes carry an operation
-    id, so a retry is never carried out twice. What this client has written it reads: session tokens are kept by itself.
+    `servers` is one address of the cluster or several (`http://host:port`): reads of vectors take turns over those that
+    answer, and when one is down another is asked. Errors are the classes of `veccluster.errors`: one for each type of
+    problem that a cluster answers with, `Unreachable` when no address answers in time, and `OutcomeUnknown` when a
+    write was sent and no answer came. Writes carry an operation id, so a retry is never carried out twice. What this
+    client has written it reads, on whichever node: session tokens are kept by itself.
     """
 
     def __init__(
@@ -115,12 +127,12 @@ class AsyncClient:
             "shards": shards,
             "replication_factor": replication_factor,
             "min_in_sync": min_in_sync,
-            "index": index,
-            "filterable": filterable,
+            "index": None if index is None else an_object(index, "index"),
+            "filterable": None if filterable is None else _texts(filterable, "filterable"),
             "read_consistency": read_consistency,
             "write_consistency": write_consistency,
         }
-        body = arrays.to_json({key: value for key, value in asked.items() if value is not None}, "collection")
+        body = to_json({key: value for key, value in asked.items() if value is not None}, "collection")
         call = Call("PUT", _path(name), headers=_JSON | _operation(), body=body, write=True)
         return _collection(load(await self._send(call, timeout)))
 
@@ -154,8 +166,9 @@ class AsyncClient:
     ) -> Upserted:
         """Store vectors (n, d) under their ids, in place of what they held.
 
-        Sent in batches of `batch_rows`, one after the other; with `atomic` in one, which is stored whole or not at all.
-        When one fails, the error's `extra["stored"]` says how many rows are known to be stored. `timeout` is for each.
+        Sent in batches of at most `batch_rows` and some 8 MiB, one after the other; with `atomic` in one, which is
+        stored whole or not at all. When one fails, the error's `extra["stored"]` says how many rows are known to be
+        stored. `timeout` is for each.
         """
         rows = arrays.make_rows(ids, vectors, metadata)
         return await self._upsert(collection, rows, atomic, batch_rows, timeout)
@@ -183,21 +196,22 @@ class AsyncClient:
         rows_per_request: int = UPLOAD_ROWS,
         timeout: float | None = None,
     ) -> Upserted:
-        """Store any number of vectors as Arrow, in requests of `rows_per_request` rows, in order.
+        """Store any number of vectors as Arrow, in requests of at most `rows_per_request` rows and 8 MiB, in order.
 
         `source`: Arrow (Table or RecordBatchReader) with columns id, vector and metadata (JSON text), or an iterable of
         (ids, vectors, metadata) pieces. `progress` is called after each acknowledged request. Memory is bounded by one
-        request. When one fails, the error's `extra["stored"]` says how many rows are known to be stored. `timeout` is
+        piece. When one fails, the error's `extra["stored"]` says how many rows are known to be stored. `timeout` is
         for each request.
         """
         from veccluster.client import arrow  # here, since it takes a while to load and few need it
 
         total = arrow.total_of(source) if total is None else total
         done = 0
-        for rows in arrow.pieces(source, rows_per_request):
-            call = self._write(collection, "/vectors", _ARROW, arrow.upsert_arrow(rows))
-            await self._send_part(collection, call, done, timeout)
-            done += len(rows)
+        bodies = arrow.bodies(source, rows_per_request, REQUEST_BYTES)
+        while (part := _next_part(bodies, done)) is not None:
+            count, body = part
+            call = self._write(collection, "/vectors", _ARROW, body)
+            done += await self._send_part(collection, call, count, done, timeout)
             if progress is not None:
                 progress(Progress(done, total))
         return Upserted(done)
@@ -213,7 +227,7 @@ class AsyncClient:
         """Delete by ids or by filter; ids that are not there are no error."""
         if (ids is None) == (filter is None):
             raise InvalidRequest.field("ids", "must be given, or filter, and not both")
-        body = arrays.to_json({"ids": list(ids)} if ids is not None else {"filter": filter}, "ids")
+        body = _filtered(filter) if ids is None else to_json({"ids": _texts(ids, "ids")}, "ids")
         call = self._write(collection, "/vectors/delete", _JSON, body)
         return decode(await self._send(call, timeout, collection), Deleted)
 
@@ -238,7 +252,7 @@ class AsyncClient:
         `include`: "metadata", "vector". `ef`: how widely the graph is searched; `exact` looks at every vector. Raises
         ShardsUnavailable when a shard cannot answer, unless `allow_partial`.
         """
-        row = arrays.one_vector(vector)
+        row = one_vector(vector)
         options = _search_options(k, filter, include, ef, exact, consistency, allow_partial)
         reply = load(await self._send(self._search_call(collection, row, options), timeout, collection))
         return convert(reply | {"hits": reply["results"]}, SearchResult)
@@ -258,9 +272,14 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> SearchResults:
         """As `search` for many vectors (q, d) in one request."""
-        rows = arrays.many_vectors(vectors)
+        rows = queries(vectors)
         options = _search_options(k, filter, include, ef, exact, consistency, allow_partial)
         reply = load(await self._send(self._search_call(collection, rows, options), timeout, collection))
+        if len(reply["results"]) != len(rows):
+            raise VecClusterError(
+                f"{len(rows)} queries of {rows.shape[1]} numbers were sent, and {len(reply['results'])} were answered: "
+                f"the dimension of {collection} is another, or this is no VecCluster node"
+            )
         whole = {key: reply[key] for key in ("partial", "missing_shards") if key in reply}
         return convert(reply | {"results": [whole | {"hits": hits} for hits in reply["results"]]}, SearchResults)
 
@@ -273,9 +292,38 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Vector:
         """One vector by its id; raises VectorNotFound."""
-        path = _path(collection, f"/vectors/{quote(id, safe='')}")
-        call = Call("GET", path, _without_none(consistency=consistency), self._sessions.headers(collection))
+        path = _path(collection, f"/vectors/{quote(a_text(id, 'id'), safe='')}")
+        query = _without_none(consistency=consistency)
+        call = Call("GET", path, query, self._sessions.headers(collection), spread=True)
         return decode(await self._send(call, timeout, collection), Vector)
+
+    async def get_many(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        include: Sequence[str] | None = None,
+        consistency: str | None = None,
+        timeout: float | None = None,
+    ) -> GetResult:
+        """The vectors that there are among `ids`, in that order, each once, and which ids are not there.
+
+        `include`: "metadata", "vector"; both when left out. Asked for in requests of 1,000 ids, one after the other;
+        `timeout` is for each.
+        """
+        wanted = list(dict.fromkeys(_texts(ids, "ids")))
+        options: dict[str, Any] = {} if include is None else {"include": _texts(include, "include")}
+        options |= _without_none(consistency=consistency)
+        found: list[Found] = []
+        missing: list[str] = []
+        for start in range(0, len(wanted), GET_IDS):
+            body = to_json(options | {"ids": wanted[start : start + GET_IDS]}, "body")
+            headers = _JSON | self._sessions.headers(collection)
+            call = Call("POST", _path(collection, "/vectors/get"), headers=headers, body=body, spread=True)
+            part = decode(await self._send(call, timeout, collection), GetResult)
+            found += part.vectors
+            missing += part.missing
+        return GetResult(tuple(found), tuple(missing))
 
     async def page(
         self,
@@ -289,7 +337,7 @@ class AsyncClient:
     ) -> Page:
         """A part of the collection in a stable order; `cursor` of the page before asks for the next."""
         query = _without_none(limit=str(limit), cursor=cursor, filter=_filter_text(filter), consistency=consistency)
-        call = Call("GET", _path(collection, "/vectors"), query, self._sessions.headers(collection))
+        call = Call("GET", _path(collection, "/vectors"), query, self._sessions.headers(collection), spread=True)
         return decode(await self._send(call, timeout, collection), Page)
 
     async def iterate(
@@ -322,9 +370,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> int:
         """How many vectors there are, or match."""
-        body = arrays.to_json(_without_none(filter=filter, consistency=consistency), "filter")
+        body = _filtered(filter, consistency=consistency)
         headers = _JSON | self._sessions.headers(collection)
-        call = Call("POST", _path(collection, "/count"), headers=headers, body=body)
+        call = Call("POST", _path(collection, "/count"), headers=headers, body=body, spread=True)
         return int(load(await self._send(call, timeout, collection))["count"])
 
     # The cluster
@@ -345,17 +393,17 @@ class AsyncClient:
         Nothing is changed, unless `accept` is `expected` of a report: then what that report says is done.
         """
         asked = {} if accept is None else {"accept_data_loss": True, "expected": accept}
-        body, path = arrays.to_json(asked, "accept"), _path(collection, f"/shards/{number}/recover")
+        body, path = to_json(asked, "accept"), _path(collection, f"/shards/{number}/recover")
         call = Call("POST", path, headers=_JSON, body=body, write=accept is not None)
         reply = load(await self._send(call, timeout))
         return convert(reply | {"details": reply}, ShardRecovery)
 
     async def health(self, *, timeout: float = 3.0) -> dict[str, str]:
         """For each address: "ready", "alive" (not ready yet), or "unreachable"."""
-        urls = self._transport.addresses.urls
-        found = await asyncio.gather(*(self._transport.probe(url, "/readyz", timeout) for url in urls))
+        known = self._transport.addresses.known
+        found = await asyncio.gather(*(self._transport.probe(address, "/readyz", timeout) for address in known))
         words = ["unreachable" if status is None else "ready" if status < 300 else "alive" for status in found]
-        return dict(zip((str(url).rstrip("/") for url in urls), words, strict=True))
+        return dict(zip(map(str, known), words, strict=True))
 
     # Inside
 
@@ -374,15 +422,28 @@ class AsyncClient:
         batch_rows: int,
         timeout: float | None,
     ) -> Upserted:
+        most, most_bytes = (max(len(rows), 1), sys.maxsize) if atomic else (batch_rows, REQUEST_BYTES)
         stored = 0
-        for start, batch in rows.batches(max(len(rows), 1) if atomic else batch_rows):
-            body = arrays.upsert_json(batch, atomic=atomic)
-            call = self._write(collection, "/vectors", _JSON, body)
-            stored += await self._send_part(collection, call, start, timeout)
+        for batch in arrays.bounded(arrays.rows_json(rows), len, most, most_bytes):
+            stored += await self._upsert_batch(collection, batch, atomic, stored, timeout)
         return Upserted(stored)
 
-    async def _send_part(self, collection: str, call: Call, start: int, timeout: float | None) -> int:
-        """Send the part of a larger write that begins at row `start`; an error counts rows from the first of all."""
+    async def _upsert_batch(
+        self, collection: str, rows: list[bytes], atomic: bool, start: int, timeout: float | None
+    ) -> int:
+        """Store a batch; in halves where it is more than the cluster is set to take at once."""
+        call = self._write(collection, "/vectors", _JSON, arrays.upsert_json(rows, atomic=atomic))
+        try:
+            return await self._send_part(collection, call, len(rows), start, timeout)
+        except PayloadTooLarge:
+            if atomic or len(rows) == 1:
+                raise
+        half = len(rows) // 2
+        stored = await self._upsert_batch(collection, rows[:half], atomic, start, timeout)
+        return stored + await self._upsert_batch(collection, rows[half:], atomic, start + half, timeout)
+
+    async def _send_part(self, collection: str, call: Call, rows: int, start: int, timeout: float | None) -> int:
+        """Send `rows` rows of a larger write, from row `start` on; an error counts rows from the first of all."""
         try:
             reply = load(await self._send(call, timeout, collection))
         except VecClusterError as error:
@@ -391,7 +452,10 @@ class AsyncClient:
                 if isinstance(item.get("index"), int):
                     item["index"] += start
             raise
-        return int(reply["upserted"])
+        if reply["upserted"] != rows:
+            said = f"{rows} rows were sent, and the cluster says that it stored {reply['upserted']}"
+            raise VecClusterError(said, stored=start)
+        return rows
 
     def _write(self, collection: str, below: str, kind: Mapping[str, str], body: bytes) -> Call:
         headers = {**kind, **_operation(), **self._sessions.headers(collection)}
@@ -404,26 +468,47 @@ class AsyncClient:
         many = vectors.ndim == 2
         if text is not None and len(text) > LONGEST_QUERY:
             name = "vectors" if many else "vector"
-            return Call("POST", path, {}, _JSON | session, arrays.to_json(options | {name: vectors}, "filter"))
+            body = to_json(options | {"filter": orjson.Fragment(text), name: vectors}, "search")
+            return Call("POST", path, {}, _JSON | session, body, spread=True)
         query = {key: _query_text(value) for key, value in options.items() if key != "filter"}
         query |= {"many": _query_text(many)} | _without_none(filter=text)
-        return Call("POST", path, query, _BINARY | session, vectors.astype("<f4", copy=False).tobytes())
+        raw = vectors.astype("<f4", copy=False).tobytes()
+        return Call("POST", path, query, _BINARY | session, raw, spread=True)
 
 
 def _path(collection: str, below: str = "") -> str:
-    return f"/v1/collections/{quote(collection, safe='')}{below}"
+    return f"/v1/collections/{quote(a_text(collection, 'collection'), safe='')}{below}"
 
 
 def _operation() -> dict[str, str]:
     return {OPERATION_HEADER: str(uuid.uuid4())}
 
 
+def _texts(values: Iterable[str], field: str) -> list[str]:
+    return [a_text(value, f"{field}[{i}]") for i, value in enumerate(a_list(values, field))]
+
+
 def _without_none(**values: _T | None) -> dict[str, _T]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _next_part(parts: Iterator[tuple[int, bytes]], stored: int) -> tuple[int, bytes] | None:
+    """The next request of a bulk upload; an error says how many rows are stored by then."""
+    try:
+        return next(parts, None)
+    except VecClusterError as error:
+        error.extra["stored"] = stored
+        raise
+
+
 def _filter_text(filter: Filter | None) -> str | None:
-    return None if filter is None else arrays.to_json(filter, "filter").decode()
+    return None if filter is None else to_json(an_object(filter, "filter"), "filter").decode()
+
+
+def _filtered(filter: Filter | None, **more: str | None) -> bytes:
+    """A body with a filter, if there is one; errors name the place within that."""
+    text = _filter_text(filter)
+    return to_json(_without_none(filter=None if text is None else orjson.Fragment(text), **more), "body")
 
 
 def _query_text(value: Any) -> str:
@@ -443,8 +528,8 @@ def _search_options(
 ) -> dict[str, Any]:
     """The arguments of a search that differ from the defaults."""
     options: dict[str, Any] = {"k": k}
-    if include:
-        options["include"] = [include] if isinstance(include, str) else list(include)
+    if included := _texts(include, "include"):
+        options["include"] = included
     if exact:
         options["exact"] = True
     if allow_partial:

@@ -1,22 +1,26 @@
-"""Rows on their way into a request: vectors as float32 arrays, bodies as JSON (Arrow is in `arrow`).
+"""Rows on their way into a request: ids, vectors and metadata of one length, cut into bodies (Arrow is in `arrow`).
 
-What the server would refuse anyway is refused here only where encoding would hide it: NaN and infinity (JSON has
-none), a value that float32 cannot hold, and shapes.
+What the server would refuse anyway is refused here only where encoding would hide it, or where a part of the rows would
+be stored before it is found: ids that are no strings, metadata that JSON cannot hold, and shapes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 from numpy.typing import ArrayLike
 
 from veccluster.client.results import FloatArray
+from veccluster.client.values import a_list, a_text, an_object, to_json
+from veccluster.client.vectors import many_vectors
 from veccluster.errors import InvalidRequest
 
+T = TypeVar("T")
 Metadata = Mapping[str, Any]
-_JSON = orjson.OPT_SERIALIZE_NUMPY
+
+MOST_ERRORS = 100
+"""Errors that are listed; how many more there are is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +37,60 @@ class Rows:
     def __getitem__(self, part: slice) -> "Rows":
         return Rows(self.ids[part], self.vectors[part], self.metadata[part])
 
-    def batches(self, size: int) -> Iterator[tuple[int, "Rows"]]:
-        """Cut into batches of at most `size` rows, each with the number of its first row."""
-        for start in range(0, len(self), size):
-            yield start, self[start : start + size]
+
+def bounded(items: Iterable[T], size: Callable[[T], int], most: int, most_bytes: int) -> Iterator[list[T]]:
+    """Cut into lists of at most `most` items and `most_bytes`; an item that is larger than that is alone."""
+    part: list[T] = []
+    total = 0
+    for item in items:
+        if part and (len(part) >= most or total + size(item) > most_bytes):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size(item)
+    if part:
+        yield part
 
 
-def one_vector(vector: ArrayLike) -> FloatArray:
-    """float32 (d,); raises InvalidRequest."""
-    array = _as_float32(vector, "vector")
-    if array.ndim != 1:
-        raise InvalidRequest.field(
-            "vector", f"must have one axis (use search_many for several), has shape {array.shape}"
-        )
-    return array
-
-
-def many_vectors(vectors: ArrayLike) -> FloatArray:
-    """float32 (n, d), C-contiguous; raises InvalidRequest."""
-    array = _as_float32(vectors, "vectors")
-    if array.ndim != 2:
-        raise InvalidRequest.field("vectors", f"must have shape (n, dimension), has shape {array.shape}")
-    return array
-
-
-def make_rows(ids: Sequence[str], vectors: ArrayLike, metadata: Sequence[Metadata | None] | None) -> Rows:
-    """Rows from columns of one length; raises InvalidRequest."""
-    array = many_vectors(vectors)
+def make_rows(
+    ids: Sequence[str], vectors: ArrayLike, metadata: Sequence[Metadata | None] | None, first: int = 0
+) -> Rows:
+    """Rows from columns of one length; raises InvalidRequest, which numbers the rows from `first` on."""
+    ids, array = a_list(ids, "ids"), many_vectors(vectors, first=first)
     if len(ids) != len(array):
         raise InvalidRequest.field("ids", f"must be as many as the vectors ({len(array)}), are {len(ids)}")
-    if metadata is not None and len(metadata) != len(ids):
-        raise InvalidRequest.field("metadata", f"must be as many as the ids ({len(ids)}), are {len(metadata)}")
-    return Rows(ids, array, metadata if metadata is not None else [None] * len(ids))
+    objects = [None] * len(ids) if metadata is None else a_list(metadata, "metadata")
+    if len(objects) != len(ids):
+        raise InvalidRequest.field("metadata", f"must be as many as the ids ({len(ids)}), are {len(objects)}")
+    rows = Rows(ids, array, objects)
+    _refuse([error for row in range(len(rows)) for error in _row_errors(first + row, ids[row], objects[row])])
+    return rows
+
+
+def _row_errors(row: int, id_: Any, metadata: Any) -> Iterator[dict[str, Any]]:
+    """What is wrong with a row beside its vector, as a node says it of a batch."""
+    try:
+        a_text(id_, "id")
+        if metadata is not None:
+            to_json(an_object(metadata, "metadata"), "metadata")
+    except InvalidRequest as error:
+        yield {"index": row, "id": id_ if isinstance(id_, str) else None, **error.errors[0]}
+
+
+def _refuse(errors: list[dict[str, Any]]) -> None:
+    if not errors:
+        return
+    first, rest = errors[0], len(errors) - 1
+    more = {"more_errors": len(errors) - MOST_ERRORS} if len(errors) > MOST_ERRORS else {}
+    said = f"vector {first['index']}: {first['field']} {first['reason']}"
+    raise InvalidRequest(said + (f" (and {rest} more)" if rest else ""), errors[:MOST_ERRORS], **more)
 
 
 def rows_from_items(items: Iterable[Mapping[str, Any]]) -> Rows:
     """Rows from `{"id", "vector", "metadata"?}` objects; raises InvalidRequest."""
-    items = list(items)
+    items = a_list(items, "items")
+    for i, item in enumerate(items):
+        an_object(item, f"items[{i}]")
     errors = [
         {"index": i, "id": item.get("id"), "field": name, "reason": "is missing"}
         for i, item in enumerate(items)
@@ -84,48 +105,20 @@ def rows_from_items(items: Iterable[Mapping[str, Any]]) -> Rows:
     if errors:
         first = errors[0]
         raise InvalidRequest(f"item {first['index']}: {first['field']} {first['reason']}", errors)
-    lengths = {np.shape(item["vector"]) for item in items}
-    if len(lengths) > 1:
-        raise InvalidRequest.field("vectors", f"must all have the same length, have {sorted(map(str, lengths))}")
     return make_rows(
         [item["id"] for item in items], [item["vector"] for item in items], [i.get("metadata") for i in items]
     )
 
 
-def upsert_json(rows: Rows, *, atomic: bool) -> bytes:
-    """The body of an upsert; raises InvalidRequest for metadata that JSON cannot hold."""
-    vectors = [
-        {"id": i, "vector": v} if m is None else {"id": i, "vector": v, "metadata": m}
-        for i, v, m in zip(rows.ids, rows.vectors, rows.metadata, strict=True)
-    ]
-    return to_json({"vectors": vectors, "atomic": True} if atomic else {"vectors": vectors}, "metadata")
+def rows_json(rows: Rows) -> Iterator[bytes]:
+    """Each row as the JSON of a vector object."""
+    for id_, vector, metadata in zip(rows.ids, rows.vectors, rows.metadata, strict=True):
+        item = {"id": id_, "vector": vector}
+        if metadata is not None:
+            item["metadata"] = orjson.Fragment(to_json(metadata, "metadata"))
+        yield orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def to_json(value: Any, field: str) -> bytes:
-    """JSON, with numpy arrays and numbers as such; raises InvalidRequest."""
-    try:
-        return orjson.dumps(value, option=_JSON)
-    except (TypeError, orjson.JSONEncodeError) as error:
-        raise InvalidRequest.field(field, f"must be something that JSON can hold: {error}") from error
-
-
-def from_json(text: str | bytes, field: str) -> Any:
-    """What JSON text says; raises InvalidRequest."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest.field(field, f"must be JSON: {error}") from error
-
-
-def _as_float32(values: ArrayLike, field: str) -> FloatArray:
-    try:
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest.field(field, f"must be numbers, all rows of one length: {error}") from error
-    finite = np.isfinite(array)
-    if not finite.all():
-        place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        where = f"row {place[0]}, position {place[1]}" if array.ndim > 1 else f"position {place[0]}"
-        raise InvalidRequest.field(field, f"must be finite float32 numbers, is {array[place]} at {where}")
-    return array
+def upsert_json(rows: Sequence[bytes], *, atomic: bool) -> bytes:
+    """The body of an upsert of vector objects."""
+    return b'{"vectors":[' + b",".join(rows) + (b'],"atomic":true}' if atomic else b"]}")

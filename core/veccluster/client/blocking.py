@@ -1,14 +1,19 @@
 """The blocking client: an `AsyncClient` on an event loop in a thread of its own."""
 
 import asyncio
+import atexit
+import contextlib
 import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from veccluster.client.aio import DEFAULT_TIMEOUT, AsyncClient, Filter
 from veccluster.client.results import Vector
+from veccluster.client.transport import forked, soon
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +37,8 @@ def _blocking(
 class Client:
     """A client of one cluster, for code without asyncio; safe to share between threads, and kept open for reuse.
 
-    Everything is as `AsyncClient` says. Not to be carried over a `fork`: make one in each process.
+    Everything is as `AsyncClient` says. Not to be carried over a `fork`: make one in each process. One that is not
+    closed is closed when it is forgotten, or the program ends.
     """
 
     def __init__(
@@ -44,9 +50,13 @@ class Client:
     ) -> None:
         """`timeout`: seconds for a request with its retries, unless the call sets its own; `headers`: for each."""
         self._client = AsyncClient(servers, timeout=timeout, headers=headers)
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="veccluster-client", daemon=True)
+        self._thread = threading.Thread(target=_serve, args=(self._loop,), name="veccluster-client", daemon=True)
         self._thread.start()
+        self._forgotten = weakref.finalize(self, _end_soon, self._client, self._loop, self._process)
+        self._forgotten.atexit = False  # then there is time to wait for it
+        _clients.add(self)
 
     create_collection = _blocking(AsyncClient.create_collection)
     collections = _blocking(AsyncClient.collections)
@@ -59,6 +69,7 @@ class Client:
     search = _blocking(AsyncClient.search)
     search_many = _blocking(AsyncClient.search_many)
     get = _blocking(AsyncClient.get)
+    get_many = _blocking(AsyncClient.get_many)
     page = _blocking(AsyncClient.page)
     count = _blocking(AsyncClient.count)
     cluster = _blocking(AsyncClient.cluster)
@@ -87,22 +98,12 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread; calling it twice is fine."""
-        if self._loop.is_closed():
+        if self._loop.is_closed() or self._process != os.getpid():
             return
-        self._run(self._end())
+        self._run(_end(self._client))
+        self._forgotten.detach()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
-
-    async def _end(self) -> None:
-        """Let calls that were interrupted (Ctrl-C) end before the loop does; asyncio complains of them otherwise."""
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            if not task.cancelling():
-                task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=LETTING_GO_SECONDS)
-        await self._client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -113,12 +114,53 @@ class Client:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
+        if self._loop.is_closed() or self._process != os.getpid():
             work.close()
-            raise RuntimeError("this Client is closed")
+            raise RuntimeError("this Client is closed" if self._process == os.getpid() else forked(self._process))
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+"""Those that there are."""
+
+
+@atexit.register
+def _close_all() -> None:
+    """A program that ends says nothing of what it left open."""
+    for client in list(_clients):
+        with contextlib.suppress(Exception):
+            client.close()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+async def _end(client: AsyncClient) -> None:
+    """Let calls that were interrupted (Ctrl-C) end before the loop does; asyncio complains of them otherwise."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        if not task.cancelling():
+            task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=LETTING_GO_SECONDS)
+    await client.close()
+
+
+def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int) -> None:
+    """As `Client.close`, when nobody has it any more: in whichever thread that is noticed, nothing is waited for."""
+
+    async def end() -> None:
+        await _end(client)
+        loop.stop()
+
+    if process == os.getpid():
+        soon(loop, end)

@@ -100,6 +100,38 @@ class Vector(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] = {}
 
 
+class Found(msgspec.Struct, frozen=True):
+    """A stored vector that was asked for with others."""
+
+    id: str
+    vector: np.ndarray[Any, Any] | None = None
+    """float32 (d,), as it was given; None unless it was included."""
+    metadata: Mapping[str, Any] | None = None
+    """None unless it was included."""
+
+
+class GetResult(msgspec.Struct, frozen=True):
+    """The vectors that there are among those asked for, in the order of their ids; iterates over them."""
+
+    vectors: tuple[Found, ...]
+    missing: tuple[str, ...] = ()
+    """Ids that are not there, likewise."""
+
+    def __iter__(self) -> Iterator[Found]:
+        return iter(self.vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, index: int) -> Found:
+        return self.vectors[index]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids that are there."""
+        return [found.id for found in self.vectors]
+
+
 class Page(msgspec.Struct, frozen=True):
     """A part of a listing; `cursor` asks for the next one and is None on the last."""
 

@@ -54,6 +54,13 @@ class Again:
     pause: float
 
 
+def is_answer(outcome: object) -> bool:
+    """Whether the node did what it is there for, be it to refuse; otherwise another one may do better."""
+    if isinstance(outcome, Refused):
+        return outcome.status not in REPEATABLE_STATUS
+    return not isinstance(outcome, NotSent | Lost)
+
+
 def decide(attempt: int, failure: Failure, *, remaining: float, jitter: float) -> Again | None:
     """Whether the `attempt`-th attempt (from 1) is to be followed by another; None when it is to be given up.
 

@@ -1,14 +1,19 @@
-"""Carry one request to whichever node answers: rotation over addresses, deadlines, retries.
+"""Carry one request to whichever node answers: deadlines, retries, connections.
 
-What is decided about a failed attempt is in `retries`; here is the I/O. One `Transport` belongs to one event loop.
+Whom to ask is decided in `addresses`, what to do after a failed attempt in `retries`; here is the I/O. The connections
+of a `Transport` belong to one event loop of one process: anywhere else it says so, instead of waiting for what cannot
+come.
 """
 
 import asyncio
+import contextlib
 import email.utils
+import os
 import random
 import socket
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +24,9 @@ from aiohttp.connector import AddrInfoType
 from yarl import URL
 
 from veccluster.client import retries
+from veccluster.client.addresses import Address, Addresses
 from veccluster.client.retries import Failure, Lost, NotSent, Refused
-from veccluster.errors import InvalidRequest, OutcomeUnknown, VecClusterError, from_problem
+from veccluster.errors import OutcomeUnknown, VecClusterError, from_problem
 from veccluster.model import token as tokens
 
 CONNECT_TIMEOUT = 3.0
@@ -29,6 +35,9 @@ SHARE = 3
 
 SILENCE = 3.0
 """Seconds without a word after which the machine at the other end of a connection counts as gone."""
+
+LOOK_SECONDS = 2.0
+"""How long a node that failed may take to say that it is ready."""
 
 OPERATION_HEADER = "Operation-Id"
 
@@ -44,6 +53,8 @@ class Call:
     body: bytes | None = None
     write: bool = False
     """Whether a lost answer leaves the outcome unknown."""
+    spread: bool = False
+    """Whether every node that answers does so alike: a read of vectors, by what its session has seen."""
     done_if: type[VecClusterError] | None = None
     """The error that, after a lost answer, means that the lost attempt did its work (a delete, then "not found")."""
 
@@ -64,39 +75,14 @@ class _Sent:
     yet: bool = False
 
 
-@dataclass(slots=True)
-class Addresses:
-    """The cluster's addresses; the current one is used until it fails."""
+class _Connector(aiohttp.TCPConnector):
+    """Its connections are closed by `Transport`, never by being forgotten.
 
-    urls: Sequence[URL]
-    current: int = 0
+    That would close them with a complaint, and in a process that was forked it would take them away from the other one.
+    """
 
-    @classmethod
-    def parse(cls, given: str | Sequence[str]) -> "Addresses":
-        """One address or several, `host:port` or `http(s)://host:port`; raises InvalidRequest."""
-        texts = [given] if isinstance(given, str) else list(given)
-        if not texts:
-            raise InvalidRequest.field("servers", "must name at least one address, as http://127.0.0.1:8001")
-        return cls([_parse_address(text) for text in texts])
-
-    def next_after(self, failed: URL) -> None:
-        """Turn away from `failed`, unless another request has done so already."""
-        if self.urls[self.current] == failed:
-            self.current = (self.current + 1) % len(self.urls)
-
-    def __str__(self) -> str:
-        return " or ".join(str(url).rstrip("/") for url in self.urls)
-
-
-def _parse_address(text: str) -> URL:
-    try:
-        url = URL(text if "://" in text else f"http://{text}")
-        valid = url.scheme in {"http", "https"} and url.host and url.port
-    except ValueError:
-        valid = False
-    if not valid:
-        raise InvalidRequest.field("servers", f"must be like http://127.0.0.1:8001, is {text!r}")
-    return url.origin()
+    def __del__(self, *_: object) -> None:
+        """Nothing."""
 
 
 class Transport:
@@ -105,7 +91,8 @@ class Transport:
     def __init__(self, addresses: Addresses, headers: Mapping[str, str]) -> None:
         self.addresses = addresses
         self._headers = dict(headers)
-        self._session: aiohttp.ClientSession | None = None
+        self._open: _Open | None = None
+        self._looks: set[asyncio.Task[None]] = set()
 
     async def send(self, call: Call, timeout: float) -> Reply:
         """Send until it is answered or `timeout` seconds are over."""
@@ -114,18 +101,14 @@ class Transport:
         perhaps_done = False
         said: Refused | None = None
         attempt = 0
+        self._session()
         while True:
             attempt += 1
-            address = self.addresses.urls[self.addresses.current]
-            outcome = await self._attempt(address, call, deadline - time.monotonic())
+            self._look_again()
+            outcome = await self._ask(self.addresses.choose(spread=call.spread), call, deadline - time.monotonic())
             if isinstance(outcome, Reply):
                 return outcome
-            if (
-                perhaps_done
-                and call.done_if
-                and isinstance(outcome, Refused)
-                and isinstance(outcome.error, call.done_if)
-            ):
+            if perhaps_done and _means_done(outcome, call):
                 return Reply()
             perhaps_done = perhaps_done or isinstance(outcome, Lost) or _is_unknown(outcome)
             said = outcome if isinstance(outcome, Refused) else said
@@ -138,40 +121,78 @@ class Transport:
                 raise retries.verdict(
                     last, write=call.write, perhaps_done=perhaps_done, servers=str(self.addresses), waited=waited
                 )
-            self.addresses.next_after(address)
             await asyncio.sleep(step.pause)
 
-    async def probe(self, address: URL, path: str, timeout: float) -> int | None:
+    async def probe(self, address: Address, path: str, timeout: float) -> int | None:
         """The status that one address gives for a path, once; None when it does not answer."""
         try:
             limits = aiohttp.ClientTimeout(total=timeout)
-            async with self._opened().get(address.join(URL(path)), timeout=limits, trace_request_ctx=_Sent()) as reply:
+            url = address.url.join(URL(path))
+            async with self._session().get(url, timeout=limits, trace_request_ctx=_Sent()) as reply:
                 return reply.status
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections; the next request opens others."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        for look in list(self._looks):
+            look.cancel()
+        if opened.is_here():
+            opened.let_go.detach()
+            await opened.session.close()
+        else:
+            opened.let_go()
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(socket_factory=_watchful_socket)
-            self._session = aiohttp.ClientSession(
-                connector=connector, headers=self._headers, trace_configs=[_trace_of_sending()]
-            )
-        return self._session
+    # Inside
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open is None:
+            self._open = _Open.now(self, self._headers)
+        elif not self._open.is_here():
+            raise RuntimeError(self._open.why_not())
+        return self._open.session
+
+    def _look_again(self) -> None:
+        """Ask the nodes that failed a while ago whether they are ready, while requests go to others."""
+        for address in self.addresses.to_look_at(time.monotonic()) if len(self.addresses) > 1 else ():
+            look = asyncio.ensure_future(self._look(address))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+
+    async def _look(self, address: Address) -> None:
+        status = None
+        try:
+            status = await self.probe(address, "/readyz", LOOK_SECONDS)
+        finally:
+            if status is not None and status < 300:
+                self.addresses.answered(address)
+            else:
+                self.addresses.failed(address, time.monotonic())
+
+    async def _ask(self, address: Address, call: Call, left: float) -> Reply | Failure:
+        """One attempt, and what it says of the address."""
+        self.addresses.asked(address)
+        try:
+            outcome = await self._attempt(address.url, call, left)
+        finally:
+            self.addresses.left(address)
+        if retries.is_answer(outcome):
+            self.addresses.answered(address)
+        else:
+            self.addresses.failed(address, time.monotonic())
+        return outcome
 
     async def _attempt(self, address: URL, call: Call, left: float) -> Reply | Failure:
-        share = SHARE if len(self.addresses.urls) > 1 else 1
+        share = SHARE if len(self.addresses) > 1 else 1
         limits = aiohttp.ClientTimeout(total=max(left / share, 0.001), sock_connect=CONNECT_TIMEOUT)
         # Put together by hand: joining would take an id of ".." for a step upwards.
         url = URL(f"{str(address).rstrip('/')}{call.path}", encoded=True).with_query(call.query)
         sent = _Sent()
         try:
-            async with self._opened().request(
+            async with self._session().request(
                 call.method, url, data=call.body, headers=call.headers, timeout=limits, trace_request_ctx=sent
             ) as reply:
                 body = await reply.read()
@@ -182,6 +203,74 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             failed = Lost if sent.yet else NotSent
             return failed(f"{address.host}:{address.port} {_why(error)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """Connections, and where they belong."""
+
+    session: aiohttp.ClientSession
+    loop: asyncio.AbstractEventLoop
+    process: int
+    let_go: "weakref.finalize[[], Transport]"
+    """Gives them up without a word when nobody closes them: their owner is gone, or the program ends."""
+
+    @classmethod
+    def now(cls, owner: Transport, headers: Mapping[str, str]) -> "_Open":
+        """Of the loop that runs."""
+        loop, process = asyncio.get_running_loop(), os.getpid()
+        connector = _Connector(socket_factory=_watchful_socket)
+        session = aiohttp.ClientSession(connector=connector, headers=headers, trace_configs=[_trace_of_sending()])
+        return cls(session, loop, process, weakref.finalize(owner, _give_up, session, connector, loop, process))
+
+    def is_here(self) -> bool:
+        """Whether the loop that runs is theirs."""
+        return self.process == os.getpid() and self.loop is asyncio.get_running_loop()
+
+    def why_not(self) -> str:
+        """What to do where they are not."""
+        if self.process != os.getpid():
+            return forked(self.process)
+        return (
+            "this AsyncClient has been used on another event loop, to which its connections belong: make one for each "
+            "loop (each asyncio.run makes a new loop), or close it before it is used on the next"
+        )
+
+
+def forked(process: int) -> str:
+    """What to do where a client was carried over a fork from `process`."""
+    return (
+        f"this client belongs to process {process}, of which this one, {os.getpid()}, is a fork: make a client in each "
+        'process, after the fork (or start processes with the method "spawn")'
+    )
+
+
+def _give_up(
+    session: aiohttp.ClientSession, connector: _Connector, loop: asyncio.AbstractEventLoop, process: int
+) -> None:
+    """Close connections that nobody needs any more; in another process than theirs they are left alone."""
+
+    async def close() -> None:
+        await connector.close()
+
+    session.detach()
+    if process == os.getpid():
+        soon(loop, close)
+
+
+_soon: set["asyncio.Future[None]"] = set()
+
+
+def soon(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do it on a loop, from whichever thread, and do not wait for it; nothing is done where the loop is closed."""
+
+    def begin() -> None:
+        task = asyncio.ensure_future(work())
+        _soon.add(task)
+        task.add_done_callback(_soon.discard)
+
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(begin)
 
 
 def _watchful_socket(address: AddrInfoType) -> socket.socket:
@@ -211,6 +300,11 @@ def _trace_of_sending() -> aiohttp.TraceConfig:
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(note)
     return trace
+
+
+def _means_done(outcome: Failure, call: Call) -> bool:
+    """Whether an answer after a lost one means that the lost attempt did its work."""
+    return call.done_if is not None and isinstance(outcome, Refused) and isinstance(outcome.error, call.done_if)
 
 
 def _is_unknown(outcome: Failure) -> bool:

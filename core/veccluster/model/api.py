@@ -292,6 +292,28 @@ class Count(Request):
     """What the count may miss. As the collection says when left out."""
 
 
+class GetVectors(Request):
+    """Which vectors to get."""
+
+    ids: Annotated[list[Id], Field(min_length=1, fail_fast=True)]
+    """Ids; those that are not there are no error. One that is there twice is got once."""
+    include: Annotated[list[Literal["metadata", "vector"]], Field(max_length=2)] | None = None
+    """What to return besides the id; both when left out."""
+    consistency: ReadConsistency | None = None
+    """What the read may miss. As the collection says when left out."""
+
+    def check(self, limits: Limits) -> Self:
+        """The same; `InvalidRequest` if it is more than the limits allow."""
+        if len(self.ids) > limits.max_list:
+            raise InvalidRequest.field("ids", f"must hold at most {limits.max_list} ids, holds {len(self.ids)}")
+        return self
+
+    @property
+    def included(self) -> frozenset[str]:
+        """What to return besides the id."""
+        return frozenset(("metadata", "vector") if self.include is None else self.include)
+
+
 class Recover(Request):
     """Whether to go on with what is left of a shard, or only to say what that would be and what it would lose."""
 
@@ -483,6 +505,25 @@ class Vector(Reply):
     vector: list[float]
     """As it was given, in float32."""
     metadata: dict[str, Any]
+
+
+class FoundVector(Reply):
+    """A vector that was asked for by its id."""
+
+    id: str
+    vector: list[float] | None = None
+    """If included; as it was given, in float32."""
+    metadata: dict[str, Any] | None = None
+    """If included."""
+
+
+class FoundVectors(Reply):
+    """The vectors that there are among those asked for."""
+
+    vectors: list[FoundVector]
+    """In the order of the ids in the request."""
+    missing: list[str]
+    """Ids that are not there, likewise."""
 
 
 class Page(Reply):

@@ -56,7 +56,7 @@ class Limits:
     max_ef: int = 10_000
     """`ef` of a search."""
     max_list: int = 1_000
-    """Vectors of one page of a listing."""
+    """Vectors of one page of a listing, ids of one request for many."""
     max_record_size: int = 1 << 20
     """One line of NDJSON; see also `max_arrow_batch_size`."""
     max_arrow_batch_size: int = 64 << 20

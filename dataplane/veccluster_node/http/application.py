@@ -81,6 +81,7 @@ def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_C
             web.get(f"{collection}/vectors", api.vectors),
             web.get(vector, api.vector),
             web.delete(vector, api.delete_vector),
+            web.post(f"{collection}/vectors/get", api.get_vectors),
             web.post(f"{collection}/vectors/delete", api.delete_vectors),
             web.get("/v1/cluster", api.cluster),
             web.get("/healthz", api.healthz),

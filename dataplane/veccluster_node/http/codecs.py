@@ -13,6 +13,7 @@ each printed with as many digits as it takes to read back the same.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -514,6 +515,21 @@ def encode_page(page: Sequence[StoredVector], cursor: str | None, accept: str, d
         "metadata": pa.array([stored.metadata for stored in page], pa.binary()).cast(pa.string()),
     }
     return _arrow(columns, {"cursor": cursor})
+
+
+def encode_found(
+    found: Sequence[StoredVector], missing: Sequence[str], included: AbstractSet[str], accept: str, dimension: int
+) -> bytes:
+    """The reply to a request for many, as JSON or Arrow, where `missing` is JSON in the metadata of the schema."""
+    if accept != ARROW:
+        shown = [{k: v for k, v in _stored(one).items() if k == "id" or k in included} for one in found]
+        return orjson.dumps({"vectors": shown, "missing": missing}, option=_NUMPY)
+    columns = {"id": pa.array([one.id for one in found], pa.string())}
+    if "vector" in included:
+        columns["vector"] = _vector_column([one.vector for one in found], dimension)
+    if "metadata" in included:
+        columns["metadata"] = pa.array([one.metadata for one in found], pa.binary()).cast(pa.string())
+    return _arrow(columns, {"missing": missing})
 
 
 def _stored(stored: StoredVector) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from veccluster_node.http.negotiation import ARROW, JSON, NDJSON, OCTETS, OPERAT
 
 Json = dict[str, Any]
 
-_REQUESTS: Final = (api.CreateCollection, api.Upsert, api.Search, api.Count, api.Delete, api.Recover)
+_REQUESTS: Final = (
+    api.CreateCollection,
+    api.Upsert,
+    api.Search,
+    api.Count,
+    api.GetVectors,
+    api.Delete,
+    api.Recover,
+)
 _REPLIES: Final = (
     api.Collection,
     api.Collections,
@@ -26,6 +34,7 @@ _REPLIES: Final = (
     api.Deleted,
     api.SearchReply,
     api.Vector,
+    api.FoundVectors,
     api.Page,
     api.Counted,
     api.Recovery,
@@ -69,6 +78,7 @@ def _bound(schemas: Json, limits: Limits) -> None:
         ("Search", "ef"): {"maximum": limits.max_ef},
         ("Search", "vector"): {"maxItems": limits.max_dimension},
         ("Search", "vectors"): {"maxItems": limits.max_queries},
+        ("GetVectors", "ids"): {"maxItems": limits.max_list},
         ("Delete", "ids"): {"maxItems": limits.max_batch},
     }
     for (model, member), bound in most.items():
@@ -362,6 +372,22 @@ def _vectors() -> Json:
                 {200: deleted},
                 errors=(400, 404, 504),
                 parameters=("name", "id", "write", "operation", "session"),
+            ),
+        },
+        "/v1/collections/{name}/vectors/get": {
+            "post": _operation(
+                "Get vectors by their ids.",
+                {
+                    200: _answer(
+                        "Those that are there, in the order of the ids. In Arrow: columns id and those included; "
+                        "`missing` is JSON text in the metadata of the schema.",
+                        _content("FoundVectors", JSON, ARROW),
+                        **_SEEN,
+                    )
+                },
+                errors=(*_BODY_ERRORS, 406),
+                parameters=("name", "session"),
+                body=_content("GetVectors"),
             ),
         },
         "/v1/collections/{name}/vectors/delete": {

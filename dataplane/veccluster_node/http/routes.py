@@ -255,6 +255,24 @@ class Api:
         response.headers[token.HEADER] = token.encode(token.merge([reading.session, positions]))
         return response
 
+    async def get_vectors(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/collections/{name}/vectors/get."""
+        _query(request)
+        collection = await self._collection(request)
+        accept = negotiation.choose(request, negotiation.JSON, negotiation.ARROW)
+        negotiation.check_content_type(request, negotiation.JSON)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
+        asked = await _in_thread(len(body), codecs.decode_options, api.GetVectors, body, self.limits)
+        ids = list(dict.fromkeys(asked.check(self.limits).ids))
+        reading = self._reading(request, collection, asked.consistency)
+        found, positions = await self.node.coordinator.get(collection, ids, reading)
+        rows, missing = [found[i] for i in ids if i in found], [i for i in ids if i not in found]
+        size = sum(len(row.vector) + len(row.metadata) for row in rows)
+        encode = codecs.encode_found
+        body = await _in_thread(size, encode, rows, missing, asked.included, accept, collection.dimension)
+        headers = {token.HEADER: token.encode(token.merge([reading.session, positions]))}
+        return web.Response(body=body, content_type=accept, headers=headers)
+
     async def vectors(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/collections/{name}/vectors."""
         collection = await self._collection(request)
