@@ -1,10 +1,8 @@
 """The command line on a real cluster: as a person, a script or a pipe would use it."""
 
-import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,9 +10,10 @@ import yaml
 
 from support import cluster as clusters
 from support.cluster import unique_name, wait_until
+from support.commands import runner
 from veccluster import Client
 from veccluster.errors import InvalidRequest
-from veccluster_cli.main import _explain, main
+from veccluster_cli.main import _explain
 
 DIMENSION = 4
 COUNT = 2_500
@@ -37,34 +36,11 @@ def test_each_thing_that_is_wrong_is_a_line_with_its_place(capsys):
     assert capsys.readouterr().err.splitlines()[1:] == ["  item 0: is not JSON", "  item 3: id: must be given"]
 
 
-@dataclass
-class Done:
-    stdout: bytes
-    stderr: bytes
-
-
 @pytest.fixture
 def run(servers, tmp_path, monkeypatch, capfdbinary):
-    """Run a command in an empty directory; gives back what it printed. `code` is the exit code that it must have.
-
-    In this process, since starting another for each command would take a minute in all; test_local.py starts some.
-    """
+    """Run a command in an empty directory; test_local.py starts some as processes."""
     monkeypatch.chdir(tmp_path)
-
-    def run_command(*arguments, code=0, stdin=b"", server=True):
-        monkeypatch.setenv("VECCLUSTER_SERVER", servers[0]) if server else monkeypatch.delenv(
-            "VECCLUSTER_SERVER", raising=False
-        )
-        monkeypatch.setattr(sys, "argv", ["veccluster", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        with pytest.raises(SystemExit) as left:
-            main()
-        done = Done(*capfdbinary.readouterr())
-        assert left.value.code == code, done.stderr.decode()
-        assert b"Traceback" not in done.stderr and b"\x1b[" not in done.stdout + done.stderr
-        return done
-
-    return run_command
+    return runner(servers, monkeypatch, capfdbinary)
 
 
 @pytest.fixture
@@ -219,7 +195,7 @@ def test_a_reader_that_has_seen_enough_ends_an_export_quietly(servers, filled, t
     process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(30) == 1
+    assert process.wait(30) == 141
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

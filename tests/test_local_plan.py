@@ -121,15 +121,8 @@ def test_the_newest_etcd_is_chosen_and_an_old_one_is_noted():
     assert etcd.Binary("x", (3, 5, 13)).note is None
 
 
-def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LocalFailure, match=r"Cannot write to .*--data-dir"):
-        StateDirectory(tmp_path / "file" / "state").create()
-
-
 def test_a_damaged_state_file_is_said_so(tmp_path):
     directory = StateDirectory(tmp_path)
-    directory.create()
     directory.desired_file.write_text("{")
     with pytest.raises(LocalFailure, match="Cannot read"):
         directory.desired()
@@ -137,7 +130,6 @@ def test_a_damaged_state_file_is_said_so(tmp_path):
 
 def test_a_newer_format_of_the_state_is_refused(tmp_path):
     directory = StateDirectory(tmp_path)
-    directory.create()
     directory.write_desired(msgspec.structs.replace(desired(), format=99))
     with pytest.raises(LocalFailure, match="format 99"):
         directory.desired()

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from veccluster.client import Client, CollectionInfo, Hit, Progress
 from veccluster_cli.commands.cluster import etcd_line, read_cluster, show_start
@@ -64,24 +65,26 @@ class Stage:
     def heading(self, text: str) -> None:
         """Begin the next part."""
         self._number += 1
-        self.console.print(f"\n[bold cyan]{self._number}[/]  [bold]{text}[/]")
+        self.console.print(f"\n[bold cyan]{self._number}[/]  [bold]{escape(text)}[/]", markup=True)
 
     def say(self, text: str, style: str = "") -> None:
         """A paragraph, folded."""
         for line in textwrap.wrap(text, self._width - 4):
-            self.console.print(f"   {line}", style=style, markup=False)
+            self.console.print(f"   {line}", style=style)
 
     def line(self, text: str, style: str = "") -> None:
         """A line, cut."""
         cut = text if len(text) <= self._width else text[: self._width - 1] + "…"
-        self.console.print(cut, style=style, markup=False, no_wrap=True)
+        self.console.print(cut, style=style, no_wrap=True)
 
 
 def run(*, keep: bool) -> None:
     """The whole demo; `keep` leaves the cluster running at the end."""
     examples = find_examples()
     stage = Stage()
-    stage.console.print("[bold]VecCluster[/]: three nodes on this machine answer questions about 12,000 words")
+    stage.console.print(
+        "[bold]VecCluster[/]: three nodes on this machine answer questions about 12,000 words", markup=True
+    )
     cluster = examples / "laptop.yaml"
     max_tail = read_cluster(cluster).spec.tuning.max_tail
     with _cluster(stage, cluster, keep=keep) as desired, Client(desired.servers) as client:
@@ -139,8 +142,9 @@ def _cluster(stage: Stage, file: Path, *, keep: bool) -> Iterator[Desired]:
             if not (keep and finished):
                 if finished:
                     stage.console.print("\nStopping the cluster.")
-                runtime.down(directory)
-                shutil.rmtree(directory.path, ignore_errors=True)
+                runtime.delete(directory)
+                if not keep:
+                    shutil.rmtree(directory.path, ignore_errors=True)  # made by us, for this demo alone
 
 
 def _directory(name: str, *, keep: bool) -> StateDirectory:

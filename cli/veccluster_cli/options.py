@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
-from veccluster.client import Client
-from veccluster.errors import Unreachable
+from veccluster.client.values import check, from_json
+from veccluster.errors import InvalidRequest, Unreachable
+from veccluster_cli.local.ownership import is_clusters
 from veccluster_cli.local.state import StateDirectory, known_directories
+from veccluster_cli.reaching import TellingClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,9 +34,15 @@ class JsonType(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         try:
-            parsed = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            self.fail(f"must be JSON like {self._like}: {error}", param, ctx)
+            parsed = from_json(value.encode("utf-8", "surrogateescape"), "")
+        except InvalidRequest as error:
+            reason = error.errors[0]["reason"].removeprefix("must be JSON: ")
+            self.fail(f"must be JSON like {self._like}: {reason}", param, ctx)
+        try:
+            check(parsed, "")
+        except InvalidRequest as error:
+            at = error.errors[0]["field"].removeprefix(".")
+            self.fail(f"{at} {error.errors[0]['reason']}" if at else error.errors[0]["reason"], param, ctx)
         if not isinstance(parsed, self._kind):
             self.fail(f"must be JSON like {self._like}", param, ctx)
         return parsed
@@ -92,9 +99,9 @@ def directory_option(command: F) -> F:
     )(command)
 
 
-def client_of(servers: tuple[str, ...], timeout: float = 30.0) -> Client:
+def client_of(servers: tuple[str, ...], timeout: float = 30.0) -> TellingClient:
     """A client of the cluster that was named, or of the one that runs here; Unreachable when there is neither."""
-    return Client(servers or running_servers(), timeout=timeout)
+    return TellingClient(servers or running_servers(), timeout=timeout)
 
 
 def running_servers() -> list[str]:
@@ -116,7 +123,7 @@ def running_servers() -> list[str]:
 def the_directory(data_dir: Path | None, name: str | None) -> StateDirectory:
     """The local cluster that a command is about; a usage error says how to choose when that is not clear."""
     if data_dir is not None:
-        return StateDirectory(data_dir.resolve())
+        return _named_directory(StateDirectory(data_dir.resolve()), name)
     known = known_directories()
     chosen = [d for d in known if name is None or d.path.name == name]
     if len(chosen) == 1:
@@ -125,6 +132,16 @@ def the_directory(data_dir: Path | None, name: str | None) -> StateDirectory:
         what = f"No cluster named {name} is" if name else "No cluster is"
         raise click.UsageError(f"{what} kept in this directory or above; --data-dir says where else to look.")
     raise click.UsageError(f"Several clusters are kept here: name one of {', '.join(d.path.name for d in known)}.")
+
+
+def _named_directory(directory: StateDirectory, name: str | None) -> StateDirectory:
+    if not is_clusters(directory):
+        raise click.UsageError(f"There is no cluster in {directory.path}.")
+    desired = directory.desired()
+    if name is not None and (desired is None or desired.name != name):
+        there = f"one named {desired.name}" if desired else "one that never started"
+        raise click.UsageError(f"There is no cluster named {name} in {directory.path}, but {there}.")
+    return directory
 
 
 def program() -> str:

@@ -1,18 +1,22 @@
 """What a command prints: a table for people, JSON or YAML for machines; progress and remarks go to stderr.
 
-Colours, bars and the like appear on a terminal only; in a pipe there are plain lines of any width.
+Colours, bars and the like appear on a terminal only; in a pipe there are plain lines of any width. What users and nodes
+say is shown as it is: nothing in it is markup or the name of a picture, and what would move a cursor is escaped.
 """
 
+import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, TextIO
 
 import orjson
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 Format = Literal["table", "json", "yaml"]
 Column = tuple[str, str]
@@ -22,15 +26,54 @@ _PIPE_WIDTH = 1_000_000
 """Lines in a pipe are never folded or cut."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let it be seen; the library would end the process."""
+        raise BrokenPipeError
+
+
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that writes plain text, of any width, when it is not a terminal."""
+    """A console that writes plain text, of any width, when it is not a terminal; text is shown as it is."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PIPE_WIDTH)
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def shown(text: str) -> str:
+    """The text on one line, with escapes for what a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def remark(text: str) -> None:
-    """Tell a person something that is not the result."""
-    make_console(stderr=True).print(text, markup=False)
+    """Tell a person something that is not the result; where nobody listens, that is no error."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(shown(text) + "\n")
+    flushed(sys.stderr)
+
+
+def flushed(stream: TextIO) -> bool:
+    """Whether all that was written has gone out; what cannot is forgotten, since Python would complain at its end."""
+    try:
+        stream.flush()
+    except ValueError:  # closed
+        return True
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            stream.flush()
+        return False
+    return True
+
+
+def say(text: str = "") -> None:
+    """A line of the result."""
+    sys.stdout.write(shown(text) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -61,7 +104,7 @@ def print_one(thing: Mapping[str, Any], form: Format) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in thing.items():
-        table.add_row(key, _cell(value))
+        table.add_row(Text(shown(key)), _cell(value))
     _print_table(table)
 
 
@@ -80,8 +123,8 @@ def _print_data(value: Any, form: Format) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _cell(value: Any) -> str:
-    """A value in a table; markup in it is shown as it is."""
+def _cell(value: Any) -> Text:
+    """A value in a table."""
     match value:
         case None:
             text = "-"
@@ -91,7 +134,7 @@ def _cell(value: Any) -> str:
             text = f"{value:.4f}"
         case _:
             text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    return text.replace("[", r"\[")
+    return Text(shown(text))
 
 
 class Bar:
@@ -111,6 +154,6 @@ class Bar:
 def progress_bar(text: str, total: int | None = None, *, console: Console | None = None) -> Iterator[Bar]:
     """A bar for the time of the block."""
     console = console or make_console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, progress.add_task(text, total=total))

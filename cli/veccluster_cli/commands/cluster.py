@@ -1,9 +1,14 @@
 """`veccluster up`, `down`, `status`, `logs`."""
 
+import sys
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from veccluster.client import ClusterInfo
 from veccluster.errors import InvalidSpec, Unreachable
@@ -11,7 +16,7 @@ from veccluster.model.spec import VecCluster, parse_vecclusters
 from veccluster_cli.local import runtime
 from veccluster_cli.local.state import Desired, StateDirectory, Status, default_directory, known_directories
 from veccluster_cli.options import client_of, directory_option, output_option, program, server_option, the_directory
-from veccluster_cli.output import Format, make_console, print_one, print_rows, remark
+from veccluster_cli.output import Format, flushed, make_console, print_one, print_rows, remark, say, shown
 
 LOG_LINES = 20
 
@@ -30,15 +35,11 @@ def up(file: Path, data_dir: Path | None, port: int | None, timeout: float) -> N
     """
     cluster = read_cluster(file)
     directory = StateDirectory(data_dir.resolve()) if data_dir else default_directory(cluster.metadata.name)
-    ran_before = directory.path.is_dir() and directory.supervised()
-    try:
-        desired = runtime.up(directory, cluster, port=port)
+    with runtime.starting(directory, cluster, port=port, say=remark) as desired:
         reached = show_start(directory, desired, timeout)
-    except BaseException:
-        if not ran_before and runtime.down(directory):
-            remark("Stopped what had been started.")
-        raise
-    _say_how_to_go_on(directory, desired, reached, named=data_dir is not None)
+    with suppress(BrokenPipeError):  # it runs; whoever read this needs no more of it
+        _say_how_to_go_on(directory, desired, reached, named=data_dir is not None)
+    flushed(sys.stdout)
 
 
 @click.command()
@@ -49,17 +50,17 @@ def up(file: Path, data_dir: Path | None, port: int | None, timeout: float) -> N
 def down(name: str | None, data_dir: Path | None, delete_data: bool, yes: bool) -> None:
     """Stop a local cluster. Its data stays, unless --delete-data is given."""
     directory = the_directory(data_dir, name)
-    if directory.desired() is None:
-        raise click.UsageError(f"There is no cluster in {directory.path}.")
-    if delete_data and not yes:
-        click.confirm(f"Delete everything that is stored in {directory.path}?", abort=True, err=True)
-    stopped = runtime.down(directory)
-    remark(f"{directory.path.name} is stopped." if stopped else f"{directory.path.name} was not running.")
-    if delete_data:
-        directory.delete()
-        remark(f"Deleted {directory.path}.")
-    else:
+    if not delete_data:
+        stopped = runtime.down(directory)
+        remark(f"{directory.path.name} is stopped." if stopped else f"{directory.path.name} was not running.")
         remark(f"Its data is kept in {directory.path}; `veccluster up` goes on from there.")
+        return
+    if not yes:
+        click.confirm(f"Delete everything that the cluster stored in {directory.path}?", abort=True, err=True)
+    left = runtime.delete(directory)
+    remark(f"Stopped {directory.path.name}, and deleted what it had stored in {directory.path}.")
+    for path in left:
+        remark(f"{path} is left: it is, or is behind, a link to {path.resolve()}.")
 
 
 @click.command()
@@ -89,7 +90,9 @@ def status(servers: tuple[str, ...], data_dir: Path | None, timeout: float, form
 @click.command()
 @click.argument("process", required=False)
 @directory_option
-@click.option("-n", "--lines", default=LOG_LINES, show_default=True, help="How many lines of each.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=LOG_LINES, show_default=True, help="How many lines of each."
+)
 def logs(process: str | None, data_dir: Path | None, lines: int) -> None:
     """Show the last lines of a local cluster's logs: of all its processes, or of one (demo-0, etcd-0, supervisor)."""
     directory = the_directory(data_dir, None)
@@ -128,12 +131,16 @@ def show_start(directory: StateDirectory, desired: Desired, timeout: float) -> r
     steps = runtime.wait_until_healthy(directory, desired, timeout)
     if not console.is_terminal:
         for step in steps:
-            console.print(f"{desired.name}: {step.done} of {step.total} processes ready; {step.text}", markup=False)
+            remark(_progress_line(desired, step))
         return step
-    with console.status(f"Starting {desired.name}") as line:
+    with console.status(Text(f"Starting {desired.name}")) as line:
         for step in steps:
-            line.update(f"{desired.name}: {step.done} of {step.total} processes ready; {step.text}")
+            line.update(Text(shown(_progress_line(desired, step))))
     return step
+
+
+def _progress_line(desired: Desired, step: runtime.Step) -> str:
+    return f"{desired.name}: {step.done} of {step.total} processes ready; {step.text}"
 
 
 def etcd_line(desired: Desired) -> str:
@@ -163,13 +170,11 @@ def print_cluster(info: ClusterInfo, form: Format) -> None:
         form,
     )
     columns = (("id", "NODE"), ("address", "ADDRESS"), ("zone", "ZONE"), ("state", "STATE"))
-    click.echo()
+    say()
     rows = [{"id": n.id, "address": n.address, "zone": n.zone or None, "state": n.state} for n in info.nodes]
     print_rows(rows, columns, form)
     if info.issues:
-        click.echo("\nIssues:")
-        for issue in info.issues:
-            click.echo(f"  {issue}")
+        _say_issues(info.issues)
 
 
 def _troubles(info: ClusterInfo) -> tuple[tuple[int, str], ...]:
@@ -211,28 +216,31 @@ def _process_rows(status: Status) -> list[dict[str, Any]]:
 
 def _print_tail(file: Path, lines: int, *, titled: bool) -> None:
     if titled:
-        click.echo(f"==> {file} <==")
+        say(f"==> {file} <==")
     with file.open(encoding="utf-8", errors="replace") as log:
-        for line in list(log)[-lines:]:
+        for line in deque(log, maxlen=lines):
             click.echo(line, nl=False)
     if titled:
-        click.echo()
+        say()
 
 
 def _say_how_to_go_on(directory: StateDirectory, desired: Desired, reached: runtime.Step, *, named: bool) -> None:
     where = f' --data-dir "{directory.path}"' if named else ""
     server = f" --server {desired.servers[0]}" if named else ""
     count = len(desired.node_ports)
-    click.echo(
-        f"{desired.name} is {reached.text}: {count} node{'s' if count > 1 else ''} at {', '.join(desired.servers)}"
-    )
-    click.echo(f"with {etcd_line(desired)}; state and logs in {directory.path}")
+    say(f"{desired.name} is {reached.text}: {count} node{'s' if count > 1 else ''} at {', '.join(desired.servers)}")
+    say(f"with {etcd_line(desired)}; state and logs in {directory.path}")
     if reached.issues:
-        click.echo("\nIssues:")
-        for issue in reached.issues:
-            click.echo(f"  {issue}")
-    click.echo("")
-    click.echo("Go on with")
-    click.echo(f"  {program()} status{where}")
-    click.echo(f"  {program()} collections create words --dimension 384{server}")
-    click.echo(f"  {program()} down{where}")
+        _say_issues(reached.issues)
+    say()
+    say("Go on with")
+    say(f"  {program()} status{where}")
+    say(f"  {program()} collections create words --dimension 384{server}")
+    say(f"  {program()} down{where}")
+
+
+def _say_issues(issues: Iterable[str]) -> None:
+    say()
+    say("Issues:")
+    for issue in issues:
+        say(f"  {issue}")

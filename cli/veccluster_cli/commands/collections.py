@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from veccluster_cli.options import client_of, output_option, server_option, timeout_option, without_none
-from veccluster_cli.output import Format, print_one, print_rows, remark
+from veccluster_cli.output import Format, print_one, print_rows, remark, say
 
 COLUMNS = (
     ("name", "NAME"),
@@ -55,7 +55,7 @@ def show(name: str, servers: tuple[str, ...], timeout: float, form: Format) -> N
         return
     shards = details.pop("shard_states", ())
     print_one(details, form)
-    click.echo()
+    say()
     print_rows(shards, SHARD_COLUMNS, form)
 
 

@@ -5,7 +5,7 @@ import click
 from veccluster.client import Client, ShardRecovery
 from veccluster.errors import RecoveryRefused
 from veccluster_cli.options import client_of, output_option, server_option, timeout_option
-from veccluster_cli.output import Format, print_one, print_rows, remark
+from veccluster_cli.output import Format, print_one, print_rows, remark, say
 
 COPY_COLUMNS = (
     ("node", "NODE"),
@@ -83,15 +83,15 @@ def _show(report: ShardRecovery, form: Format) -> None:
         return
     print_rows(report.copies, COPY_COLUMNS, form)
     if report.missing:
-        click.echo()
+        say()
         print_rows(report.missing, MISSING_COLUMNS, form)
     if report.then is not None:
-        click.echo()
+        say()
         print_one(report.then, form)
     if report.losses:
-        click.echo()
+        say()
         for line in report.losses:
-            click.echo(f"- {line}")
+            say(f"- {line}")
 
 
 def _say_how_to_go_on(report: ShardRecovery, arguments: str) -> None:

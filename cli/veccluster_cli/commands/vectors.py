@@ -7,6 +7,7 @@ import click
 import numpy as np
 
 from veccluster.client import Client
+from veccluster.errors import InvalidRequest
 from veccluster_cli import files
 from veccluster_cli.options import (
     FILTER,
@@ -18,7 +19,7 @@ from veccluster_cli.options import (
     server_option,
     timeout_option,
 )
-from veccluster_cli.output import Format, print_one, print_rows, remark
+from veccluster_cli.output import Format, print_one, print_rows, remark, say
 
 READ_LEVELS = click.Choice(["eventual", "session", "quorum", "strong"])
 consistency_option = click.option(
@@ -180,7 +181,7 @@ def count(
     with client_of(servers, timeout) as client:
         found = client.count(collection, filter=filter_, consistency=consistency)
     if form == "table":
-        click.echo(found)
+        say(str(found))
     else:
         print_one({"count": found}, form)
 
@@ -197,7 +198,11 @@ def _queries(
     if like is not None:
         return client.get(collection, like, consistency=consistency).vector[np.newaxis]
     if file is not None:
-        return files.read_vectors(file)
+        queries = files.read_vectors(file)
+        dimension = client.collection(collection).dimension
+        if queries.shape[1] != dimension:
+            raise InvalidRequest.field(str(file), f"must hold vectors of {dimension} numbers, has {queries.shape[1]}")
+        return queries
     return files.as_queries(vector)
 
 

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -15,7 +16,7 @@ from veccluster.client import Client
 from veccluster.decisions.local import Phase, Role
 from veccluster.errors import VecClusterError
 from veccluster.model.spec import VecCluster
-from veccluster_cli.local import LocalFailure, changes, ports, processes, supervisor
+from veccluster_cli.local import LocalFailure, changes, ownership, ports, processes, supervisor
 from veccluster_cli.local.state import Desired, StateDirectory, Status
 
 POLL_SECONDS = 0.1
@@ -37,20 +38,39 @@ class Step:
     issues: tuple[str, ...] = ()
 
 
-def up(directory: StateDirectory, cluster: VecCluster, *, port: int | None = None, temporary: bool = False) -> Desired:
-    """Have the cluster run as its file says; returns before it does (`wait_until_healthy`).
+@contextmanager
+def starting(
+    directory: StateDirectory,
+    cluster: VecCluster,
+    *,
+    port: int | None = None,
+    temporary: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Desired]:
+    """Have the cluster run as its file says; the block waits for it. If that fails, what was started is stopped.
 
-    Raises InvalidSpec for what cannot be run or changed here, LocalFailure when the machine is in the way.
-    `temporary`: the cluster stops, and its data goes, when this process ends, however it ends.
+    Nobody else can do the same with this directory meanwhile. Raises InvalidSpec for what cannot be run or changed
+    here, LocalFailure when the machine is in the way. `temporary`: the cluster stops, and its data goes, when this
+    process ends, however it ends.
     """
     changes.require_supported(cluster)
-    directory.create()
-    try:
-        with _command(directory):
-            return _apply(directory, cluster, port, temporary)
-    finally:
-        if not directory.desired_file.exists():
-            directory.delete()
+    with ownership.claimed(directory, temporary=temporary) as claim:
+        ran_before = directory.supervised()
+        try:
+            with _command(directory):
+                claim.require()
+                desired = _apply(directory, cluster, port, temporary)
+            yield desired
+        except BaseException:
+            if not ran_before and claim.holds and down(directory):
+                say("Stopped what had been started.")
+            raise
+
+
+def up(directory: StateDirectory, cluster: VecCluster, *, port: int | None = None, temporary: bool = False) -> Desired:
+    """As `starting`, without waiting until it runs (`wait_until_healthy`)."""
+    with starting(directory, cluster, port=port, temporary=temporary) as desired:
+        return desired
 
 
 def wait_until_healthy(directory: StateDirectory, desired: Desired, timeout: float) -> Iterator[Step]:
@@ -89,10 +109,19 @@ def require_healthy(reached: Step) -> None:
 
 def down(directory: StateDirectory) -> bool:
     """Stop everything gracefully; data stays. Returns whether anything ran."""
-    if not directory.path.is_dir():
+    if not ownership.is_clusters(directory):
         return False
     with _command(directory):
         return _stop(directory)
+
+
+def delete(directory: StateDirectory) -> list[Path]:
+    """Stop everything, and delete what was made for the cluster; returns what is left, being links elsewhere."""
+    if not ownership.is_clusters(directory):
+        return []
+    with _command(directory):
+        _stop(directory)
+        return ownership.delete(directory)
 
 
 def _apply(directory: StateDirectory, cluster: VecCluster, port: int | None, temporary: bool) -> Desired:
@@ -107,6 +136,7 @@ def _apply(directory: StateDirectory, cluster: VecCluster, port: int | None, tem
     ports.require_free((p for p in desired.node_ports if p not in ours), LETTING_GO_SECONDS if old else 0.0)
     if not running:
         desired = msgspec.structs.replace(desired, members=changes.with_free_ports(desired.members))
+    ownership.note(directory, ownership.names_of(desired))
     directory.write_desired(desired)
     if running:
         _wake(directory)
@@ -163,8 +193,12 @@ def _stop(directory: StateDirectory) -> bool:
 
 @contextmanager
 def _command(directory: StateDirectory) -> Iterator[None]:
-    with directory.lock("command") as mine:
-        if not mine:
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(directory.lock("command"))
+        except FileNotFoundError as error:
+            raise ownership.deleted(directory) from error
+        if mine is None:
             raise LocalFailure(
                 f"Another `veccluster up` or `down` is at work in {directory.path}; try again when it is done."
             )

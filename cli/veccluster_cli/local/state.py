@@ -1,9 +1,11 @@
 """The state directory of a local cluster: what is wanted, what is, and everything the processes keep.
 
+    DIR/made.json            what was made here (`Made`): it makes a directory a cluster's (`ownership.py`)
     DIR/desired.json         what `up` asked for (`Desired`)
     DIR/status.json          what the supervisor sees (`Status`)
     DIR/supervisor.lock      locked for as long as a supervisor lives
-    DIR/command.lock         locked by an `up` or `down` at work
+    DIR/up.lock              locked by an `up`, until it has seen the cluster run
+    DIR/command.lock         locked by an `up` or `down` that changes what is here
     DIR/config/NODE.json     configuration of a node (0600)
     DIR/data/NAME/           data of a node or etcd member
     DIR/logs/NAME.log
@@ -13,8 +15,7 @@ A lock goes with the process that holds it, however that ends, so nothing has to
 
 import fcntl
 import os
-import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ from veccluster_cli.local.processes import ProcessRef
 T = TypeVar("T")
 FORMAT = 1
 STATE_ROOT = ".veccluster"
+LOCK_POLL_SECONDS = 0.02
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made for a cluster in a directory that held nothing before, and so what may be deleted with it."""
+
+    format: int
+    directories: tuple[str, ...]
+    """Those that were not there before, this one and above, outermost first."""
+    names: tuple[str, ...]
+    """The processes that were ever asked for: each has its data, its configuration and its log."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +105,13 @@ class StateDirectory:
 
     @property
     def desired_file(self) -> Path:
-        """Its existence is what makes a directory a cluster's."""
+        """Written by `up`."""
         return self.path / "desired.json"
+
+    @property
+    def made_file(self) -> Path:
+        """The first file that is written to a directory, and the last that is deleted."""
+        return self.path / "made.json"
 
     @property
     def status_file(self) -> Path:
@@ -118,17 +135,12 @@ class StateDirectory:
         """The data of a node or etcd member."""
         return self.path / "data" / name
 
-    def create(self) -> None:
-        """Make the directories, for this user alone; LocalFailure when that is not possible."""
+    def made(self) -> Made | None:
+        """What was made here; None when no cluster was, even if there is a file of this name."""
         try:
-            for path in (self.path, *(self.path / part for part in ("config", "data", "logs"))):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise LocalFailure(
-                f"Cannot write to {self.path}: {error.strerror}. Choose another place with --data-dir."
-            ) from error
+            return msgspec.json.decode(self.made_file.read_bytes(), type=Made)
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+            return None
 
     def desired(self) -> Desired | None:
         """What `up` asked for last; None when nobody did."""
@@ -152,27 +164,35 @@ class StateDirectory:
         """Replace status.json."""
         write_file(self.status_file, msgspec.json.encode(status))
 
+    def write_made(self, made: Made) -> None:
+        """Replace made.json."""
+        write_file(self.made_file, msgspec.json.format(msgspec.json.encode(made)))
+
     @contextmanager
-    def lock(self, kind: str) -> Iterator[bool]:
-        """Hold `KIND.lock` for the block, if nobody else does: yields whether it is held. The directory must exist."""
-        with (self.path / f"{kind}.lock").open("a+b") as file:
-            yield _lock(file)
+    def lock(self, kind: str, *, patience: float = 0.0) -> Iterator[IO[bytes] | None]:
+        """Hold `KIND.lock` for the block: yields the file, or None if somebody else has it for `patience` seconds.
+
+        Raises FileNotFoundError when the directory does not exist, or ceases to while we look.
+        """
+        path = self.path / f"{kind}.lock"
+        deadline = time.monotonic() + patience
+        while True:
+            with path.open("a+b") as file:
+                held = _lock(file, fcntl.LOCK_EX)
+                if held and not is_at(file, path):
+                    continue  # it was deleted while we waited: what is there now is another file
+                if held or time.monotonic() >= deadline:
+                    yield file if held else None
+                    return
+            time.sleep(LOCK_POLL_SECONDS)
 
     def supervised(self) -> bool:
         """Whether a supervisor lives."""
-        if not (self.path / "supervisor.lock").exists():
+        try:
+            with (self.path / "supervisor.lock").open("rb") as file:
+                return not _lock(file, fcntl.LOCK_SH)  # shared: several may look at once, and see no supervisor
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        with self.lock("supervisor") as free:
-            return not free
-
-    def delete(self) -> None:
-        """Delete everything of the cluster, and the directory when nothing else is in it; nothing there is fine."""
-        for part in ("config", "data", "logs"):
-            shutil.rmtree(self.path / part, ignore_errors=True)
-        for name in ("status.json", "supervisor.lock", "command.lock", "desired.json"):
-            (self.path / name).unlink(missing_ok=True)
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
 
 
 def default_directory(name: str, base: Path | None = None) -> StateDirectory:
@@ -200,9 +220,14 @@ def write_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _lock(file: IO[bytes]) -> bool:
+def is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether the open file is the one that is at the path now; FileNotFoundError if none is."""
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _lock(file: IO[bytes], kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -211,9 +236,7 @@ def _lock(file: IO[bytes]) -> bool:
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.DecodeError) as error:
-        raise LocalFailure(
-            f"Cannot read {path}: {error}. If nothing of this cluster is needed, delete {path.parent}."
-        ) from error
+        raise LocalFailure(f"Cannot read {path}, which `veccluster up` wrote: {error}.") from error

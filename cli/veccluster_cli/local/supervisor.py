@@ -21,7 +21,7 @@ import aiohttp
 
 from veccluster.decisions import local
 from veccluster.decisions.local import Phase, Seen, Start, Stop
-from veccluster_cli.local import LocalFailure, launch, processes
+from veccluster_cli.local import LocalFailure, launch, ownership, processes
 from veccluster_cli.local.plan import Plan, plan
 from veccluster_cli.local.processes import ProcessRef
 from veccluster_cli.local.state import ProcessStatus, StateDirectory, Status, write_file
@@ -34,6 +34,8 @@ GRACE_SECONDS = 20.0
 """From SIGTERM to SIGKILL."""
 LOOK_SECONDS = 5.0
 """At least this often a round is made."""
+LOCK_SECONDS = 2.0
+"""Whoever looks whether a supervisor lives holds the lock for a moment."""
 LOCKED = 7
 """Exit code when another supervisor is at work here."""
 
@@ -230,14 +232,14 @@ def main() -> None:
     needed = not temporary or launch.tie(arguments.parent, signal.SIGTERM)
     directory = StateDirectory(arguments.directory)
     try:
-        with directory.lock("supervisor") as mine:
+        with directory.lock("supervisor", patience=LOCK_SECONDS) as mine:
             if not mine:
                 sys.exit(LOCKED)
             if needed:
                 end_orphans(directory)
                 asyncio.run(Supervisor(directory).run())
             if temporary:
-                directory.delete()
+                ownership.delete(directory)
     except (OSError, LocalFailure) as failure:
         _say(str(failure))
         sys.exit(1)
