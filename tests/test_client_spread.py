@@ -136,23 +136,34 @@ async def test_what_one_node_answered_the_next_is_told_to_show():
     def shows(seq):
         return gives({"count": seq}, **{token.HEADER: token.encode({shard: (1, seq)})})
 
-    async with faulty(shows(5)) as a, faulty(shows(9)) as b, faulty(shows(7)) as c:
-        async with AsyncClient([a.url, b.url, c.url]) as client:
-            for _ in range(6):
-                await client.count("c")
+    async with (
+        faulty(shows(5)) as a,
+        faulty(shows(9)) as b,
+        faulty(shows(7)) as c,
+        AsyncClient([a.url, b.url, c.url]) as client,
+    ):
+        for _ in range(6):
+            await client.count("c")
     sent = [server.headers(token.HEADER) for server in (a, b, c)]
     assert sent[0][0] is None and token.decode(sent[1][0]) == {shard: (1, 5)}
     assert all(token.decode(one) == {shard: (1, 9)} for one in (sent[2][0], sent[0][1], sent[1][1], sent[2][1]))
 
 
 async def test_reads_go_on_elsewhere_while_one_node_hangs():
+    arrived = asyncio.Event()
+
+    async def hangs_visibly(request):
+        arrived.set()
+        return await hangs(request)
+
     async with (
-        faulty(hangs) as bad,
+        faulty(hangs_visibly) as bad,
         faulty(THREE) as b,
         faulty(THREE) as c,
         AsyncClient([bad.url, b.url, c.url], timeout=60) as client,
     ):
         stuck = asyncio.ensure_future(client.count("c"))
+        await arrived.wait()
         async with asyncio.timeout(15):
             for _ in range(30):
                 assert await client.count("c") == 3
@@ -202,7 +213,7 @@ def test_what_a_session_wrote_it_reads_on_every_node():
     with Client(clusters.shared().servers) as client:
         name = unique_name("spread")
         client.create_collection(name, 2, metric="l2")
-        for i in range(60):
+        for i in range(15):
             client.upsert(name, ["a", f"b{i}"], [[i, 0.0], [i, 1.0]], [{"i": i}, {"i": i}])
             assert client.get(name, "a").metadata == {"i": i}
             assert client.count(name) == i + 2

@@ -37,6 +37,7 @@ def test_the_routes_are_those_of_the_interface() -> None:
         ("GET", "/v1/collections/{name}/vectors"),
         ("GET", "/v1/collections/{name}/vectors/{id}"),
         ("DELETE", "/v1/collections/{name}/vectors/{id}"),
+        ("POST", "/v1/collections/{name}/vectors/get"),
         ("POST", "/v1/collections/{name}/vectors/delete"),
         ("GET", "/v1/cluster"),
         ("GET", "/healthz"),

@@ -260,9 +260,10 @@ class ShardHost:
         """The shards whose writes wait for copies that this node, their primary, does not hear."""
         return sorted(i for i, h in self._hosted.items() if h.replica.standing.cut_off)
 
-    def vectors(self) -> int:
-        """How many vectors these shards hold."""
-        return sum(h.replica.live for h in self._hosted.values() if h.is_primary)
+    def standing(self, shard: ShardId) -> Standing | None:
+        """Where a replica stands; None if it is not open."""
+        hosted = self._hosted.get(shard)
+        return hosted.replica.standing if hosted else None
 
     def standings(self) -> dict[ShardId, Standing]:
         """Where every open replica stands."""

@@ -18,7 +18,7 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.etcd import Election, Lease, Term
-from veccluster_node.metadata.store import SHARDS_IN_ONE_TRANSACTION, Store
+from veccluster_node.metadata.store import FORGOTTEN_AT_ONCE, Store
 from veccluster_node.watch import Watch, placed
 
 ROUND = 0.5
@@ -46,14 +46,23 @@ async def campaign_and_lead(
     shown: Shown,
     replace_after: float,
     measures: Measures,
+    settling: Callable[[Term], Coroutine[None, None, None]] | None = None,
 ) -> None:
-    """Wait to be elected and lead until the lease ends; copies that are away for `replace_after` are made elsewhere."""
+    """Wait to be elected and lead until the lease ends; copies that are away for `replace_after` are made elsewhere.
+
+    `settling` is done meanwhile: what a leader has to do when etcd went back to an older state.
+    """
     try:
-        term = await election.campaign()
+        async for _ in store.changes(at_least_every=ROUND):
+            if not store.went_back:
+                break  # a leader of before would be none in the history that is about to begin
+        term = store.begin(await election.campaign())
         beside = [
             asyncio.create_task(watch.probe(), name="probing"),
             asyncio.create_task(Forgetting(store, term, shown).run(), name="forgetting"),
         ]
+        if settling:
+            beside.append(asyncio.create_task(settling(term), name="settling"))
         try:
             await Leader(store, term, watch, replace_after, measures).run(lease)
         finally:
@@ -87,7 +96,8 @@ class Leader:
 
     async def _round(self) -> None:
         state = self._store.state
-        for action in assignment.decide(state):
+        away = {node: self._watch.away(node) for node in state.nodes.keys() - state.alive.keys()}
+        for action in assignment.decide(state, away):
             await self._store.apply(action, fenced_by=self._term)
         changes = self._decide(state)
         for start in range(0, len(changes), AT_ONCE):
@@ -147,7 +157,7 @@ class Forgetting:
         more = False
         state = self._store.state
         there = {c.uuid for c in state.collections.values()} | state.drops.keys()
-        there |= {shard.collection for shard in state.shards}
+        there |= {shard.collection for shard in (*state.shards, *state.unsettled)}
         for uuid, known in list(self._store.all_batches.items()):
             if uuid not in there and state.revision >= self._term.create_revision:
                 await self._store.drop_batches(uuid, fenced_by=self._term)
@@ -159,13 +169,17 @@ class Forgetting:
         shards = {n for decision in known.decisions for n in decision.prepared}
         if gone := list(forgettable(known, await self._shown(uuid, sorted(shards)))):
             await self._store.forget_batches(uuid, known, gone, fenced_by=self._term)
-        return len(gone) > SHARDS_IN_ONE_TRANSACTION
+        return len(gone) > FORGOTTEN_AT_ONCE
 
 
 def configurations(state: ClusterState) -> dict[ShardId, Configuration]:
-    """The shards of collections that are there."""
+    """The shards of collections that are there, and of which etcd says what is."""
     factors = {c.uuid: c.replication_factor for c in state.collections.values()}
-    return {i: Configuration.of(s, factors[i.collection]) for i, s in state.shards.items() if i.collection in factors}
+    return {
+        i: Configuration.of(s, factors[i.collection])
+        for i, s in state.shards.items()
+        if i.collection in factors and i not in state.unsettled
+    }
 
 
 async def _all(*calls: Coroutine[None, None, None]) -> None:

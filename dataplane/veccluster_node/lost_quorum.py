@@ -8,20 +8,22 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from veccluster.decisions import lost_quorum
 from veccluster.decisions.lost_quorum import Answer, Copy, Plan, Silence
-from veccluster.decisions.replication.values import Position
+from veccluster.decisions.replication.values import Configuration, Lineage, Position, Run
 from veccluster.errors import NotFound, RecoveryRefused, StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.cluster import ClusterState
-from veccluster.model.state import Collection, Epoch, NodeId, Seq, ShardId
+from veccluster.model.state import Collection, Epoch, NodeId, Seq, Shard, ShardId
 from veccluster_node.host import ShardHost
 from veccluster_node.identity import Identity
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.storage.inspection import Inspection
+from veccluster_node.storage.surroundings import Standing
 from veccluster_node.watch import Watch
 
 PATIENCE = 20.0
@@ -57,12 +59,14 @@ class LostQuorum:
         store, shard = self._store(), ShardId(collection.uuid, number)
         if number >= collection.shards:
             raise NotFound(f"collection {collection.name} has no shard {number}: it has {collection.shards}, from 0 on")
-        now = await store.read_shard(shard)
+        outdated = await store.read_unsettled(shard)
+        now = outdated or await store.read_shard(shard)
         if now is None:
             raise Unavailable(f"shard {number} of collection {collection.name} waits for the leader to place it")
         nodes = sorted(store.state.nodes)
         answers = await asyncio.gather(*(self._ask(node, shard, store) for node in nodes))
-        return lost_quorum.decide(shard, now, collection.min_in_sync, dict(zip(nodes, answers, strict=True)))
+        said = dict(zip(nodes, answers, strict=True))
+        return lost_quorum.decide(shard, now, collection.min_in_sync, said, outdated=outdated is not None)
 
     async def accept(self, collection: Collection, number: int, expected: str) -> Plan:
         """Carry out the plan that was called `expected`, if it is still the one."""
@@ -88,8 +92,17 @@ class LostQuorum:
         return plan
 
     async def answer(self, request: m.GetCopy) -> m.CopyReport:
-        """What this node holds of a shard, whatever its record says of this node."""
-        shard, disk = request.shard, self._identity.disk
+        """What this node holds of a shard, whatever its record says of it, and by what it goes if not by that."""
+        shard, history = request.shard, self._state().history.id
+        is_unsettled = shard in self._state().unsettled
+        standing = self._host.standing(shard) if is_unsettled else None
+        report = await self._holding(shard)
+        known = _newest(self._state().shards.get(shard), standing, self._state()) if is_unsettled else None
+        serves = known is not None and standing is not None and standing.serving == known.epoch
+        return msgspec.structs.replace(report, history=history, known=known and _told_of(known), serves=serves)
+
+    async def _holding(self, shard: ShardId) -> m.CopyReport:
+        disk = self._identity.disk
         member, collection = disk.member(shard), self._state().collection_of(shard)
         if collection is None:
             return m.CopyReport(member)
@@ -103,14 +116,33 @@ class LostQuorum:
             return m.CopyReport(member, busy=f"cannot look at its copy now ({error.detail})")
         return m.CopyReport(member, _told(found) if found else None)
 
-    async def _ask(self, node: NodeId, shard: ShardId, store: Store) -> Answer | Silence:
+    async def report(self, node: NodeId, shard: ShardId) -> m.CopyReport | None:
+        """What a node says of a shard; None if it gives no answer."""
         try:
-            said = await self._peers.call(node, m.GetCopy(shard=shard), timeout=PATIENCE)
+            return await self._peers.call(node, m.GetCopy(shard=shard), timeout=PATIENCE)
         except VecClusterError as error:
             log.info("copy_not_reported", node=node, shard=str(shard), reason=error.detail)
+            return None
+
+    async def decisions(self, node: NodeId, *, timeout: float) -> m.Decisions | None:
+        """What a node knows to be decided of batches over several shards; None if it gives no answer."""
+        try:
+            return await self._peers.call(node, m.GetDecisions(), timeout=timeout)
+        except VecClusterError as error:
+            log.info("decisions_not_reported", node=node, reason=error.detail)
+            return None
+
+    async def _ask(self, node: NodeId, shard: ShardId, store: Store) -> Answer | Silence:
+        said = await self.report(node, shard)
+        if said is None:
             watch = self._watch()
             away = watch.away(node) if watch else 0.0
             return Silence(has_lease=node in store.state.alive, since=time.time() - away if away else None)
+        return self.answer_of(said)
+
+    @staticmethod
+    def answer_of(said: m.CopyReport) -> Answer:
+        """What a node says of its copy."""
         copy = said.copy
         if copy is None:
             return Answer(said.member, busy=said.busy)
@@ -126,8 +158,32 @@ class LostQuorum:
                 doubt=copy.doubt,
                 trouble=copy.trouble,
                 is_mendable=copy.is_mendable,
+                committed=Position(Epoch(copy.committed[0]), Seq(copy.committed[1])),
+                lineage=Lineage(tuple(Run(Epoch(epoch), Seq(first)) for epoch, first in copy.lineage)),
             ),
         )
+
+
+def _newest(record: Shard | None, standing: Standing | None, state: ClusterState) -> Configuration | None:
+    """What is known of a shard from before etcd went back, by the node's state and by its replica."""
+    collection = state.collection_of(record.id) if record else None
+    known = [Configuration.of(record, collection.replication_factor)] if record and collection else []
+    if standing and standing.configuration:
+        known.append(standing.configuration)
+    return max(known, key=lambda c: (c.epoch, c.revision), default=None)
+
+
+def _told_of(known: Configuration) -> m.Configuration:
+    return m.Configuration(
+        epoch=known.epoch,
+        primary=known.primary,
+        in_sync=sorted(known.in_sync),
+        learners=sorted(known.learners),
+        min_in_sync=known.min_in_sync,
+        replicas=known.replicas,
+        successor=known.successor,
+        revision=known.revision,
+    )
 
 
 def _told(found: Inspection) -> m.Copy:
@@ -139,6 +195,8 @@ def _told(found: Inspection) -> m.Copy:
         doubt=found.doubt,
         trouble=found.trouble,
         is_mendable=found.is_mendable,
+        committed=(found.committed.epoch, found.committed.seq),
+        lineage=tuple((run.epoch, run.first) for run in found.lineage.runs),
     )
 
 

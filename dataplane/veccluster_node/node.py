@@ -16,8 +16,9 @@ import msgspec
 import structlog
 
 import veccluster_node
+from veccluster.decisions import publishing
 from veccluster.decisions.health import Verdict, judge
-from veccluster.decisions.replication.atomic import Decision
+from veccluster.decisions.replication.atomic import Batch, Decision
 from veccluster.errors import (
     InvalidSpec,
     LeaseLost,
@@ -36,8 +37,9 @@ from veccluster_node.identity import Identity, WrongDirectory
 from veccluster_node.integrity import Integrity
 from veccluster_node.leader import campaign_and_lead
 from veccluster_node.lost_quorum import LostQuorum
-from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, NotAdmitted, reason_of
+from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, NotAdmitted, Term, reason_of
 from veccluster_node.metadata.keys import Keys
+from veccluster_node.metadata.last_seen import LastSeen
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
@@ -45,6 +47,7 @@ from veccluster_node.query.coordinator import Coordinator
 from veccluster_node.reconcile import Reconciler
 from veccluster_node.replication import Replication
 from veccluster_node.settings import NodeSettings
+from veccluster_node.settling import Settling
 from veccluster_node.watch import Watch
 
 HEARTBEAT = 2.0
@@ -105,6 +108,8 @@ class DataNode:
         self._lease: Lease | None = None
         self._lease_lost_at: float | None = None
         self._watch: Watch | None = None
+        self._unsettled: dict[ShardId, str] = {}
+        """Shards whose records etcd may have from before later changes, and why they stay so; known to the leader."""
         self._not_admitted = ""
         """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
@@ -188,7 +193,18 @@ class DataNode:
             return m.Pong(self.boot)
         if isinstance(request, m.GetCopy):
             return await self.lost_quorum.answer(request)
+        if isinstance(request, m.GetDecisions):
+            return self._decisions()
         return await self.host.handle(request)
+
+    def _decisions(self) -> m.Decisions:
+        """What was decided of batches, as far as this node knows, be it that etcd has forgotten it."""
+        store = self.metadata()
+        made: dict[str, dict[Batch, m.Decision]] = {}
+        for known in (store.forgotten, store.all_batches):
+            for collection, found in known.items():
+                made.setdefault(collection, {}).update({d.batch: _told_of(d) for d in found.decisions})
+        return m.Decisions(self.state.history.id, {c: list(found.values()) for c, found in made.items()})
 
     async def _heard_of(self, request: m.AwaitCollection) -> bool:
         def heard(state: ClusterState) -> bool:
@@ -216,7 +232,8 @@ class DataNode:
         if self._config.zone_file:
             self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
         async with self._connected() as client:
-            store = Store(client, Keys(self._config.namespace, self._config.cluster))
+            last_seen = LastSeen(Path(self._config.data_dir) / "etcd.json")
+            store = Store(client, Keys(self._config.namespace, self._config.cluster), last_seen)
             self._reconciler = Reconciler(self._identity, store, self.host)
             self.store = self._replication.store = store
             self._watch = watch = Watch(self.id, store, self.peers, self._times)
@@ -313,7 +330,11 @@ class DataNode:
     async def _campaign(self, store: Store, client: EtcdClient, lease: Lease, watch: Watch) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
         shown, measures = self.coordinator.showing, self.host.measures
-        await campaign_and_lead(store, election, lease, watch, shown, self._config.replace_after, measures)
+
+        def settling(term: Term) -> Coroutine[None, None, None]:
+            return Settling(store, term, self.lost_quorum, self._unsettled).run()
+
+        await campaign_and_lead(store, election, lease, watch, shown, self._config.replace_after, measures, settling)
 
     async def _publish(
         self, store: Store, leases: list[Lease], me: Node, campaigning: Coroutine[None, None, None]
@@ -326,14 +347,22 @@ class DataNode:
         campaign = asyncio.create_task(campaigning)
         try:
             published: Load | None = None
+            written = 0.0
+            times_back = store.times_back
             async for _ in store.changes(at_least_every=HEARTBEAT):
                 lease.check()
-                if me != self._as_it_is(me):
+                if store.times_back != times_back:
+                    raise LeaseLost("etcd went back to an older state: what it knew of this node is void")
+                if me != self._as_it_is(me) or store.lacks_node(self.id):
                     me = await self._register(store, me)
                 load = self._load()
-                if load != published:
+                told = None if store.lacks_life(self.id) else published
+                if (pause := publishing.pause(load, told, time.monotonic() - written)) is not None:
+                    if pause:
+                        await asyncio.sleep(pause)
+                        load = self._load()
                     await store.publish(load, lease)
-                    published = load
+                    published, written = load, time.monotonic()
                 self._lease_lost_at = None
                 self._not_admitted = ""
                 while len(leases) > 1:
@@ -382,21 +411,37 @@ class DataNode:
         is_other = registered and alive and registered.incarnation != me.incarnation and alive.boot != self.boot
         return registered if is_other else None
 
+    def _unsettled_issues(self) -> list[str]:
+        return [
+            f"shard {shard}: etcd went back to an older state, and who has all of it is not known yet: {why}. Start "
+            "the nodes that are down; where they are gone for good, see `veccluster shards recover`"
+            for shard, why in sorted(self._unsettled.items())
+        ]
+
     def _load(self) -> Load:
         assert self._reconciler is not None
         disk = shutil.disk_usage(self._config.data_dir)
-        coarse = 64 * 1024 * 1024  # so that the sign of life changes when something does, not with every page
         return Load(
             id=self.id,
             boot=self.boot,
-            vectors=self.host.vectors(),
-            disk_used=disk.used // coarse * coarse,
+            disk_used=disk.used,
             disk_total=disk.total,
-            memory_used=self.host.memory.held() // coarse * coarse,
-            issues=(*self._reconciler.issues(), *self._integrity.issues()),
+            memory_used=self.host.memory.held(),
+            issues=(*self._reconciler.issues(), *self._integrity.issues(), *self._unsettled_issues()),
             serving=tuple(map(str, self.host.serving())),
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
             broken=tuple(map(str, self._reconciler.broken())),
             cut_off=tuple(map(str, self.host.cut_off())),
         )
+
+
+def _told_of(decision: Decision) -> m.Decision:
+    operation, attempt = decision.batch
+    return m.Decision(
+        operation=operation,
+        attempt=attempt,
+        verdict=decision.verdict,
+        prepared=dict(decision.prepared),
+        revision=decision.revision,
+    )

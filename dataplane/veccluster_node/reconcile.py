@@ -20,7 +20,7 @@ from veccluster.decisions.hosting import Local
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
-from veccluster.model.state import Collection, Member, Revision, ShardId
+from veccluster.model.state import Collection, Epoch, Member, Revision, ShardId
 from veccluster_node.identity import Identity
 from veccluster_node.measures import Measures
 from veccluster_node.metadata.store import Store
@@ -82,7 +82,7 @@ class Reconciler:
         """Tries, when to try again, and what went wrong."""
         self._corrupt: dict[ShardId, str] = {}
         """Replicas that could not be opened because of what is on the disk."""
-        self._told: dict[ShardId, Revision] = {}
+        self._told: dict[ShardId, tuple[Epoch, Revision]] = {}
         """The newest record that each open replica was shown."""
         self._known: dict[ShardId, Known] = {}
         """What it was shown of batches over several shards."""
@@ -100,8 +100,9 @@ class Reconciler:
             self._start(shard, self._host.shut(shard))
         disk, state = self._identity.disk, self._store.state
         for shard, configuration in hosting.shown(disk, state, self._local()):
-            if shard not in self._busy and configuration.revision > self._told.get(shard, 0):
-                self._told[shard] = configuration.revision
+            news = (configuration.epoch, configuration.revision)  # revisions alone may go back (decisions/restored.py)
+            if shard not in self._busy and news > self._told.get(shard, (0, 0)):
+                self._told[shard] = news
                 self._host.see(shard, configuration)
         self._tell_of_batches()
         actions = list(hosting.decide(disk, state, self._local()))

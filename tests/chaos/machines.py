@@ -169,6 +169,7 @@ class Member(Process):
     def __init__(self, base: Path, number: int, cluster: "Cluster") -> None:
         super().__init__(base, f"e{number}", 31 + number)
         self._data = base / f"etcd-{number}"
+        self._kept = base / f"etcd-{number}.copy"
         self._cluster = cluster
 
     def start(self) -> None:
@@ -191,6 +192,28 @@ class Member(Process):
         # It loses no power here, and a kill does not lose what the kernel has been given.
         self.spawn([binary("etcd"), *(f"--{k}={v}" for k, v in options.items()), "--unsafe-no-fsync"])
 
+    def ctl(self, *arguments: str) -> str:
+        """Run etcdctl against it; what it prints."""
+        command = [binary("etcdctl"), f"--endpoints={self.ip}:2379", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+    def copy(self) -> None:
+        """Keep a copy of its data, while it does not run."""
+        shutil.rmtree(self._kept, ignore_errors=True)
+        shutil.copytree(self._data, self._kept)
+
+    def restore(self, snapshot: Path | None, token: str) -> None:
+        """Give it the data of a snapshot, or of the copy, while it does not run."""
+        shutil.rmtree(self._data)
+        if snapshot is None:
+            shutil.copytree(self._kept, self._data)
+            return
+        members = ",".join(f"{m.name}=http://{m.ip}:2380" for m in self._cluster.etcd)
+        command = [binary("etcdctl"), "snapshot", "restore", str(snapshot), f"--name={self.name}"]
+        command += [f"--data-dir={self._data}", f"--initial-cluster={members}", f"--initial-cluster-token={token}"]
+        command += [f"--initial-advertise-peer-urls=http://{self.ip}:2380"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
     def is_healthy(self) -> bool:
         """Whether it serves and knows a leader."""
         try:
@@ -210,17 +233,22 @@ class Cluster:
         self.etcd: list[Member] = []
         self.etcd.extend([Member(base, n, self) for n in range(3)])
         self.nodes = [Node(base, n, self) for n in range(size)]
+        self.base = base
         """How often a node had ended by itself."""
 
     def start(self) -> None:
         """Start everything; returns when it is in order."""
         for member in self.etcd:
             member.start()
-        until(lambda: all(m.is_healthy() for m in self.etcd), lambda: self.etcd[0].log(), 30)
+        self.wait_for_etcd()
         for node in self.nodes:
             node.start()
         until(lambda: all(n.get("/healthz") for n in self.nodes if self._must_run(n)), self.complaints, 60)
         self.wait_healthy(60)
+
+    def wait_for_etcd(self) -> None:
+        """Until all members of etcd serve."""
+        until(lambda: all(m.is_healthy() for m in self.etcd), lambda: self.etcd[0].log(), 30)
 
     def _must_run(self, process: Process) -> bool:
         if not process.runs:

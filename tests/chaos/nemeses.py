@@ -8,13 +8,16 @@ import errno
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import requests
+
 from chaos import clocks
 from chaos.arena import CLIENTS, Direction
-from chaos.machines import Cluster, Node
+from chaos.machines import NAME, Cluster, Member, Node
 
 
 @dataclass
@@ -177,6 +180,104 @@ def etcd_away(scene: Scene) -> None:
         member.start()
 
 
+def etcd_restore(scene: Scene) -> None:
+    """All of etcd goes back to what it was some seconds before, from a snapshot or from copies of its disks.
+
+    Meanwhile there were failovers, and a collection was deleted; nodes may be away, or all of them start anew.
+    """
+    cluster, chance = scene.cluster, scene.chance
+    how = chance.choice(["a snapshot", "a snapshot, as the same cluster", "copies of its disks"])
+    _collection(scene, "PUT", "short-lived")
+    snapshot = None if how == "copies of its disks" else cluster.base / "etcd.snapshot"
+    if snapshot:
+        snapshot.unlink(missing_ok=True)
+        cluster.etcd[0].ctl("snapshot", "save", str(snapshot))
+    else:
+        _each_etcd(scene, Member.copy)
+    _collection(scene, "DELETE", "short-lived")
+    with scene.nodes(chance.choice([1, 1, 1, cluster.size])) as nodes:
+        scene.did(f"kill -9 {names(nodes)}")
+        for node in nodes:
+            node.kill()
+        scene.rest(1, 8)
+        is_back = chance.random() < 0.5
+        for node in nodes if is_back else ():
+            node.start()
+        scene.rest(0, 4)
+        scene.did(f"etcd restored from {how}, {names(nodes)} {'back' if is_back else 'away'}")
+        token = "etcd-cluster" if how.endswith("same cluster") else f"restored-{chance.random()}"
+        _each_etcd(scene, lambda member: member.restore(snapshot, token))
+        scene.rest(0, 2)
+        for node in nodes:
+            node.start()
+    _collection(scene, "DELETE", "short-lived")  # it is back
+    _collection(scene, "PUT", "later")
+    _collection(scene, "DELETE", "later")
+
+
+def _each_etcd(scene: Scene, do: Callable[[Member], None]) -> None:
+    """Do something to every member while none of them runs."""
+    for member in scene.cluster.etcd:
+        member.kill()
+    for member in scene.cluster.etcd:
+        do(member)
+    for member in scene.cluster.etcd:
+        member.start()
+    scene.cluster.wait_for_etcd()
+
+
+def _collection(scene: Scene, method: str, name: str) -> None:
+    """Create or delete a collection, with any node that does it."""
+    until = time.monotonic() + 60
+    body = {"dimension": 4, "metric": "l2", "shards": 2} if method == "PUT" else None
+    while True:
+        for url in scene.cluster.urls:
+            try:
+                reply = requests.request(method, f"{url}/v1/collections/{name}", json=body, timeout=20)
+            except requests.RequestException:
+                continue
+            if reply.ok or (method == "DELETE" and reply.status_code == 404):
+                return
+        if time.monotonic() > until:
+            raise RuntimeError(f"{method} of a collection is not done")
+        time.sleep(0.2)
+
+
+BAD_KEYS = {
+    "nodes/evil": "{}",
+    "nodes/n0": "7",
+    "alive/evil": '{"id":"evil"}',
+    "alive/n1": "[]",
+    "collections/odd": '{"name":"odd","metric":"hamming"}',
+    "shards/x/y": "{}",
+    "shards/x/0": "null",
+    "intents/drop/x": "[",
+    "atomic/x/decisions/y/1": '{"verdict":"postponed"}',
+}
+
+
+def bad_key(scene: Scene) -> None:
+    """Somebody writes what makes no sense into etcd, among it over keys of nodes; a node starts while it is there."""
+    prefix = f"/veccluster/default/{NAME}/"
+    chosen = scene.chance.sample(sorted(BAD_KEYS), scene.chance.randint(1, len(BAD_KEYS)))
+    scene.did(f"bad keys {', '.join(chosen)}")
+    for path in chosen:
+        scene.cluster.etcd[0].ctl("put", prefix + path, BAD_KEYS[path])
+    with scene.nodes() as nodes:
+        scene.rest(0.5, 3)
+        for node in nodes:
+            node.kill()
+        scene.rest(0, 3)
+        for node in nodes:
+            node.start()
+        scene.rest(1, 4)
+    _collection(scene, "PUT", "later")
+    _collection(scene, "DELETE", "later")
+    for path in chosen:
+        if not path.endswith(("/n0", "/n1")):  # those the nodes put right
+            scene.cluster.etcd[0].ctl("del", prefix + path)
+
+
 def full_disk(scene: Scene) -> None:
     """A disk is full, or nearly, and later is not; nobody helps the node."""
     with scene.nodes() as nodes:
@@ -296,6 +397,8 @@ NEMESES: dict[str, Callable[[Scene], None]] = {
     "partition": partition,
     "etcd": etcd,
     "etcd-away": etcd_away,
+    "etcd-restore": etcd_restore,
+    "bad-key": bad_key,
     "full-disk": full_disk,
     "io-error": io_error,
     "broken-disk": broken_disk,

@@ -21,7 +21,11 @@ from veccluster import AsyncClient
 from veccluster.decisions import hashing
 from veccluster.errors import VecClusterError
 
-SURVIVED = frozenset({"kill", "primary", "search", "stop", "partition", "etcd", "etcd-away", "clock", "wipe"})
+SURVIVED = frozenset({"kill", "primary", "search", "stop", "partition", "clock", "wipe", "bad-key"}) | {
+    "etcd",
+    "etcd-away",
+    "etcd-restore",
+}
 """Nemeses at which no process ends but those that they kill."""
 FULL_LOOK = 25
 """Cycles after which everything ever written is looked at, not only what the last cycle wrote."""

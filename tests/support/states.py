@@ -74,6 +74,8 @@ def lead(state: ClusterState) -> ClusterState:
                 shards = {i: s for i, s in shards.items() if i not in forgotten}
             case assignment.FinishDrop(uuid):
                 drops.pop(uuid)
+            case assignment.ForgetNode():
+                raise AssertionError("nobody was said to be away")
             case assignment.Reassign(before, after):
                 assert shards[before.id] == before
                 shards[after.id] = after

@@ -132,7 +132,7 @@ def pieces(source: Source, most: int) -> Iterator[Rows]:
         try:
             rows = _rows_of_piece(piece)
         except InvalidRequest as error:
-            for item in error.errors:
+            for item in error.extra["errors"]:
                 if "index" in item:
                     item["index"] += done
             raise InvalidRequest(f"piece {number}: {error.detail}", error.errors) from error

@@ -212,7 +212,7 @@ class _Open:
     session: aiohttp.ClientSession
     loop: asyncio.AbstractEventLoop
     process: int
-    let_go: "weakref.finalize[[], Transport]"
+    let_go: "weakref.finalize[[aiohttp.ClientSession, _Connector, asyncio.AbstractEventLoop, int], Transport]"
     """Gives them up without a word when nobody closes them: their owner is gone, or the program ends."""
 
     @classmethod

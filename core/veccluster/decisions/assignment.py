@@ -48,25 +48,47 @@ class Reassign:
     after: Shard
 
 
-Action = CreateShards | ForgetShards | FinishDrop | Reassign
+@dataclass(frozen=True, slots=True)
+class ForgetNode:
+    """Strike a node off: it has been away for very long, and no shard counts on it. If it comes back it registers."""
+
+    node: NodeId
 
 
-def decide(state: ClusterState) -> Iterator[Action]:
-    """Yield what the state asks for."""
+Action = CreateShards | ForgetShards | FinishDrop | Reassign | ForgetNode
+
+GONE_AFTER = 24 * 3600.0
+"""Seconds for which a node is away before nobody waits for it any more: neither a person, who was told all the time,
+nor the deletion of collections. One that comes back later still has data of those, and reports it."""
+
+_NOBODY: Mapping[NodeId, float] = {}
+
+
+def decide(state: ClusterState, away: Mapping[NodeId, float] = _NOBODY) -> Iterator[Action]:
+    """Yield what the state asks for; `away` says for how many seconds nodes have not been there."""
     yield from _new_shards(state)
     yield from _never_opened(state)
+    yield from (ForgetNode(node) for node in _gone(state, away))
     for uuid in sorted(state.drops):
-        if left := tuple(sorted(i for i in state.shards if i.collection == uuid)):
+        if left := tuple(sorted(i for i in {*state.shards, *state.unsettled} if i.collection == uuid)):
             yield ForgetShards(uuid, left)
         elif all(DroppedBy(uuid, node) in state.dropped_by for node in state.nodes):
             yield FinishDrop(uuid)
+
+
+def _gone(state: ClusterState, away: Mapping[NodeId, float]) -> list[NodeId]:
+    """Nodes that are away for good, as far as anybody can tell, and that no record names."""
+    long = {n for n in state.nodes.keys() - state.alive.keys() if away.get(n, 0.0) >= GONE_AFTER}
+    if not long or state.unsettled:
+        return []
+    return sorted(long - {m.node for s in state.shards.values() for m in (*s.members, *filter(None, [s.successor]))})
 
 
 def _new_shards(state: ClusterState) -> Iterator[CreateShards]:
     """With as many copies as there are nodes to hold them; a collection that asks for more of them in sync waits."""
     able = _able(state)
     missing = {
-        c.uuid: [i for i in _shard_ids(c) if i not in state.shards]
+        c.uuid: [i for i in _shard_ids(c) if i not in state.shards and i not in state.unsettled]
         for c in state.collections.values()
         if c.min_in_sync <= len(able)
     }
@@ -84,6 +106,7 @@ def _never_opened(state: ClusterState) -> Iterator[Reassign]:
         i
         for i, s in state.shards.items()
         if s.epoch == FIRST_EPOCH
+        and i not in state.unsettled
         and i.collection in by_uuid
         and s.min_in_sync <= len(able)
         and len(_holders(s, able)) < len(s.in_sync)

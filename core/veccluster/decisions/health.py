@@ -64,6 +64,8 @@ def judge(
         *_nodes_down(state, down),
         *([] if metadata_away else _nodes_without_etcd(state, down)),
         *_metadata(state, metadata_away, not_admitted),
+        *_went_back(state),
+        *_unreadable(state),
         *_reported(state),
     ]
     return Verdict(
@@ -237,7 +239,8 @@ def _in_words(said: ReadOnly) -> str:
 def _unplaced(state: ClusterState, down: set[NodeId]) -> Iterator[str]:
     able = sum(n.state is NodeState.active and n.id not in down for n in state.nodes.values())
     for name, collection in sorted(state.collections.items()):
-        missing = collection.shards - len(state.shards_of(collection))
+        there = sum(i.collection == collection.uuid for i in state.shards.keys() | state.unsettled.keys())
+        missing = collection.shards - there
         if missing and able < collection.min_in_sync:
             yield (
                 f"Collection {name}: {missing} of {collection.shards} shards wait for {collection.min_in_sync} nodes "
@@ -266,6 +269,25 @@ def _metadata(state: ClusterState, away: float, not_admitted: str) -> Iterator[s
         )
     elif state.leader is None:
         yield "No leader is elected yet: new collections wait until one is."
+
+
+def _went_back(state: ClusterState) -> Iterator[str]:
+    names = {c.uuid: name for name, c in state.collections.items()}
+    why = f" ({state.history.why})" if state.history.why else ""
+    for name in sorted({names[i.collection] for i in state.unsettled if i.collection in names}):
+        numbers = [str(i.number) for i in sorted(state.unsettled) if names.get(i.collection) == name]
+        yield (
+            f"etcd went back to an older state{why}: shard {', '.join(numbers)} of collection {name} changes nothing "
+            "until the leader has asked the nodes what they know of it; where a primary serves, reads and writes go on."
+        )
+
+
+def _unreadable(state: ClusterState) -> Iterator[str]:
+    for key, why in sorted(state.unreadable.items()):
+        yield (
+            f"The key {key} in etcd cannot be read ({why}): what it said before, if anything, still counts. It is "
+            "damaged, or from a newer version: correct it, delete it if it is not the cluster's, or upgrade every node."
+        )
 
 
 def _reported(state: ClusterState) -> Iterator[str]:

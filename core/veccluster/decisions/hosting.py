@@ -103,16 +103,22 @@ Locals = Mapping[ShardId, Local]
 
 
 def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
-    """Yield what the state asks of this node, in the order in which it must be done."""
+    """Yield what the state asks of this node, in the order in which it must be done.
+
+    Nothing about a shard whose record may be from before later changes that etcd has forgotten.
+    """
     by_uuid = {c.uuid: c for c in state.collections.values()}
     for shard in sorted(local):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if shard.collection in state.drops:
             yield Delete(shard)
+        elif shard in state.unsettled:
+            continue
         elif record and collection and is_given_up(disk.node, record, collection, state):
             yield GiveUp(shard)
     for record in assigned(disk, state):
-        if collection := by_uuid.get(record.id.collection):
+        collection = by_uuid.get(record.id.collection)
+        if collection and record.id not in state.unsettled:
             yield from _take_on(disk, record, collection, local, state)
     for uuid in sorted(state.drops):
         if all(i.collection != uuid for i in local) and DroppedBy(uuid, disk.node) not in state.dropped_by:
@@ -145,7 +151,7 @@ def shown(disk: Disk, state: ClusterState, local: Locals) -> Iterator[tuple[Shar
     by_uuid = {c.uuid: c for c in state.collections.values()}
     for shard, mine in sorted(local.items()):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
-        if not mine.is_open or record is None or collection is None:
+        if not mine.is_open or record is None or collection is None or shard in state.unsettled:
             continue
         if not (mine.damaged and is_held_by_others(record, disk.member(shard))):
             yield shard, Configuration.of(record, collection.replication_factor)
@@ -210,7 +216,8 @@ def lost(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
 
 def orphans(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
     """Data on this node that no record speaks of and nobody dropped: kept, and reported for a person to judge."""
-    return sorted(i for i in local if i.collection not in state.drops and i not in state.shards)
+    known = state.shards.keys() | state.unsettled.keys()
+    return sorted(i for i in local if i.collection not in state.drops and i not in known)
 
 
 def spares(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:

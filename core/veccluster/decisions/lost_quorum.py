@@ -12,8 +12,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from veccluster.decisions.etcd_history import LEAP
 from veccluster.decisions.replication import failover
-from veccluster.decisions.replication.values import NO_EPOCH, NO_REVISION, NOTHING, Configuration, Member, Position
+from veccluster.decisions.replication.values import EMPTY as NO_LINEAGE
+from veccluster.decisions.replication.values import (
+    NO_EPOCH,
+    NO_REVISION,
+    NOTHING,
+    Configuration,
+    Lineage,
+    Member,
+    Position,
+)
 from veccluster.model.cluster import FIRST_EPOCH
 from veccluster.model.state import Epoch, NodeId, ShardId, WriteConsistency
 
@@ -39,6 +49,14 @@ class Copy:
     """Why it cannot be written to."""
     is_mendable: bool = False
     """The trouble may end by itself, or when a disk has room again."""
+    committed: Position = EMPTY
+    """The last operation of which it knows that it was committed."""
+    lineage: Lineage = NO_LINEAGE
+
+    def has(self, position: Position) -> bool:
+        """Whether its log has this operation; a lineage need not reach back to where all logs are the same."""
+        said = self.lineage.epoch_at(position.seq)
+        return position.seq <= self.durable.seq and said in (position.epoch, NO_EPOCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +124,13 @@ class Plan:
         return " ".join([str(self.now.revision), *(f"{m.node}/{m.incarnation}" for m in members)])
 
 
-def decide(shard: ShardId, now: Configuration, wanted: int, answers: Answers) -> Plan:
-    """The plan for a shard whose collection wants `wanted` copies in sync for a write."""
+def decide(shard: ShardId, now: Configuration, wanted: int, answers: Answers, *, outdated: bool = False) -> Plan:
+    """The plan for a shard whose collection wants `wanted` copies in sync for a write.
+
+    A record that is `outdated`, since etcd went back to an older state (restored.py), does not tell who is in sync.
+    """
     found = sorted((a.copy for a in answers.values() if isinstance(a, Answer) and a.copy), key=_worth, reverse=True)
-    usable = [c for c in found if _is_whole(c, now)]
+    usable = [c for c in found if _is_whole(c, now) and not outdated]
     others = [c for c in found if c not in usable]
     plan = Plan(
         shard=shard,
@@ -121,7 +142,7 @@ def decide(shard: ShardId, now: Configuration, wanted: int, answers: Answers) ->
     able = usable or [c for c in others if not c.trouble][:1]
     if why := _why_not(now, answers, usable, able):
         return replace(plan, refusal=why)
-    target = _target(now, able, found)
+    target = _target(now, able, found, LEAP if outdated else 1)
     chosen = next(c for c in able if c.member == target.primary)
     plan = replace(plan, chosen=chosen, target=target)
     return replace(plan, words=tuple(_words(plan, target, chosen, wanted)))
@@ -193,13 +214,13 @@ def _worth_waiting_for(now: Configuration, answers: Answers, usable: list[Copy])
                 )
 
 
-def _target(now: Configuration, able: list[Copy], found: list[Copy]) -> Configuration:
+def _target(now: Configuration, able: list[Copy], found: list[Copy], leap: int) -> Configuration:
     """The copies that are able are all there is from now on; whoever was learning goes on doing so."""
     in_sync = frozenset(c.member for c in able)
     nodes = {m.node for m in in_sync}
     return replace(
         now,
-        epoch=Epoch(max(now.epoch, *(c.epoch for c in found)) + 1),
+        epoch=Epoch(max(now.epoch, *(c.epoch for c in found)) + leap),
         primary=now.primary if now.primary in in_sync else able[0].member,
         in_sync=in_sync,
         learners=frozenset(m for m in now.learners if m.node not in nodes),

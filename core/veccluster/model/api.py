@@ -643,6 +643,8 @@ class Cluster(Reply):
     """Of the node that answers."""
     etcd_version: str | None
     """The oldest among the members of etcd; null if they do not say."""
+    etcd_went_back: str | None = None
+    """When etcd was last found to have gone back to an older state, and how; null if it never was."""
 
 
 class Status(Reply):

@@ -22,6 +22,26 @@ class DroppedBy(NamedTuple):
     node: NodeId
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """`history`: written anew whenever a node finds that etcd went back to an older state (decisions/restored.py).
+
+    A shard's record that does not name it is from before that, and nobody acts by it until it was looked at.
+    """
+
+    id: str = ""
+    """Empty as long as etcd never went back."""
+    before: tuple[str, ...] = ()
+    """The ids that were in force before this one, as far as its writer knew."""
+    why: str = ""
+    """How it was found out, in words."""
+    at: float = 0.0
+    """When, by the clock of the node that found out; seconds since 1970."""
+
+    def follows(self, known: "History") -> bool:
+        """Whether it was written by somebody who knew that one, or a later one."""
+        return known.id in self.before
+
+
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything under the cluster's prefix, decoded."""
 
@@ -35,6 +55,12 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     """By uuid."""
     dropped_by: frozenset[DroppedBy] = frozenset()
     leader: NodeId | None = None
+    history: History = History()
+    unsettled: Mapping[ShardId, Shard] = msgspec.field(default_factory=dict)
+    """What etcd says of shards and nobody may act by, since it went back and may have forgotten later changes. `shards`
+    has what was known of them before, if anything was: enough to find those who serve them."""
+    unreadable: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Keys whose values cannot be read, and why. What they said before still counts, if they ever said anything."""
 
     def shards_of(self, collection: Collection) -> list[Shard]:
         """The collection's shards that exist, by number."""

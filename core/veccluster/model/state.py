@@ -62,6 +62,12 @@ class NodeState(StrEnum):
     active = "active"
     draining = "draining"
     drained = "drained"
+    unknown = "unknown"
+    """One that this version does not know: the node is a member, and is given nothing more."""
+
+    @classmethod
+    def _missing_(cls, _: object) -> "NodeState":
+        return cls.unknown
 
 
 class Member(NamedTuple):
@@ -153,7 +159,6 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     id: NodeId
     boot: str
     """Changes at each start of the process."""
-    vectors: int = 0
     disk_used: int = 0
     disk_total: int = 0
     memory_used: int = 0
@@ -186,6 +191,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """First point of the range that the shard owns."""
     end: int = POINTS
     """First point beyond the range."""
+    history: str = ""
+    """The id of the history of etcd (`History`) in which it was written, or found to be right."""
     revision: Revision = Revision(0)
 
     @property

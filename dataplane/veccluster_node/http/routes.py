@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ from veccluster.errors import (
     VectorNotFound,
 )
 from veccluster.model import api, token
-from veccluster.model.cluster import ClusterState
+from veccluster.model.cluster import ClusterState, History
 from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import Collection, NodeState, ReadConsistency, ShardId, WriteConsistency
@@ -382,6 +383,7 @@ class Api:
                 vectors=None if missing else sum(r.vectors for r in reports),
                 version=veccluster_node.VERSION,
                 etcd_version=self.node.etcd_version,
+                etcd_went_back=_in_words(state.history),
             )
         )
 
@@ -561,3 +563,11 @@ def _after(query: Mapping[str, str]) -> str | None:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest.field("cursor", "must be the cursor of an earlier page, as it was given") from error
+
+
+def _in_words(history: History) -> str | None:
+    """When etcd was found to have gone back to an older state, and how; None if it never was."""
+    if not history.id:
+        return None
+    at = datetime.fromtimestamp(history.at, UTC).isoformat(timespec="seconds")
+    return f"{at}: {history.why}"

@@ -50,6 +50,8 @@ class Batches:
         self._forgotten: dict[str, Revision] = {}
         self._known: dict[str, Known] = {}
         self._changed: set[str] = set()
+        self.unreadable: dict[str, str] = {}
+        """Keys whose values cannot be read, and why."""
 
     @property
     def known(self) -> Mapping[str, Known]:
@@ -59,7 +61,7 @@ class Batches:
     def restart(self) -> None:
         """All keys are about to be noted anew."""
         self._changed |= self._known.keys()
-        self._decisions, self._forgotten = {}, {}
+        self._decisions, self._forgotten, self.unreadable = {}, {}, {}
 
     def note(self, key: str, now: KeyValue | None) -> None:
         """A key is as said, or gone."""
@@ -69,10 +71,14 @@ class Batches:
             self._forgotten[uuid] = now.mod_revision if now else Revision(0)
         elif rest.startswith("decisions/"):
             decisions = self._decisions.setdefault(uuid, {})
+            self.unreadable.pop(key, None)
             if now is None:
                 decisions.pop(key, None)
-            else:
+                return
+            try:
                 decisions[key] = decode(now)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self.unreadable[key] = str(error)
 
     def reach(self, revision: Revision) -> bool:
         """Everything up to this revision has been noted; whether anything changed."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 import msgspec
 
 from veccluster.decisions.replication.atomic import Verdict
-from veccluster.model.state import Member, ReadConsistency, Seq, ShardId, WriteConsistency
+from veccluster.model.state import Epoch, Member, ReadConsistency, Revision, Seq, ShardId, WriteConsistency
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
@@ -329,6 +329,21 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     doubt: str | None
     trouble: str | None
     is_mendable: bool
+    committed: Position = (0, 0)
+    lineage: tuple[tuple[int, int], ...] = ()
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a record said of a shard; see `veccluster.decisions.replication.values.Configuration`."""
+
+    epoch: Epoch
+    primary: Member
+    in_sync: list[Member]
+    learners: list[Member]
+    min_in_sync: int
+    replicas: int
+    successor: Member | None
+    revision: Revision
 
 
 class CopyReport(Reply, frozen=True):
@@ -337,6 +352,36 @@ class CopyReport(Reply, frozen=True):
     member: Member
     copy: Copy | None = None
     busy: str | None = None
+    history: str = ""
+    """The history of etcd that is in force there."""
+    known: Configuration | None = None
+    """What it goes by, if etcd's record of the shard is not to be believed now."""
+    serves: bool = False
+    """As the primary of that."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided about a batch over several shards."""
+
+    operation: str
+    attempt: int
+    verdict: Verdict
+    prepared: dict[int, Seq]
+    revision: Revision
+
+
+class Decisions(Reply, frozen=True):
+    """By collection (uuid), all that a node knows, also what etcd has forgotten when it went back."""
+
+    history: str
+    """The history of etcd that is in force there."""
+    made: dict[str, list[Decision]]
+
+
+class GetDecisions(Request[Decisions], frozen=True, tag=True, kw_only=True):
+    """Ask for all decisions about batches over several shards."""
+
+    reply = Decisions
 
 
 class GetCopy(Request[CopyReport], frozen=True, tag=True, kw_only=True):
@@ -385,6 +430,7 @@ AnyRequest = (
     | ListIds
     | Count
     | GetReport
+    | GetDecisions
     | GetPositions
     | PrepareBatch
     | SettleBatch

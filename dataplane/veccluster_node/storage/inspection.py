@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from veccluster.decisions.replication.values import Position
+from veccluster.decisions.lost_quorum import EMPTY
+from veccluster.decisions.replication.values import EMPTY as NO_LINEAGE
+from veccluster.decisions.replication.values import Lineage, Position
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch
 from veccluster_node.storage.conductor import Conductor
@@ -24,12 +26,15 @@ class Inspection:
     doubt: str | None
     trouble: str | None
     is_mendable: bool
+    committed: Position = EMPTY
+    lineage: Lineage = NO_LINEAGE
 
 
 def inspect(recovered: Recovered, state: Conductor) -> Inspection:
     """Look at an open copy, in its writer's thread."""
     trouble, is_mendable = _trouble(recovered, state)
     journal = state.rules.journal
+    committed = min(state.rules.commit, journal.position.seq)
     return Inspection(
         durable=journal.position,
         epoch=journal.epoch,
@@ -38,6 +43,8 @@ def inspect(recovered: Recovered, state: Conductor) -> Inspection:
         doubt=None if trouble else state.damaged,
         trouble=trouble,
         is_mendable=is_mendable,
+        committed=Position(journal.lineage.epoch_at(committed), committed),
+        lineage=journal.lineage,
     )
 
 

@@ -16,7 +16,7 @@ from veccluster.decisions.replication.journal import Journal, Recovered
 from veccluster.decisions.replication.messages import Accepted, Message, Rejected, ToPrimary
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.values import NO_REVISION, Configuration, Member
-from veccluster.model.state import Epoch, ReadConsistency, Seq
+from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq
 
 
 class Replica:
@@ -145,7 +145,7 @@ class Replica:
     # -- becoming primary, and no longer being it
 
     def _seen(self, now: Configuration) -> Iterator[do.Effect]:
-        if self.configuration and now.revision < self.configuration.revision:
+        if self.configuration and _age(now) < _age(self.configuration):
             return
         self.configuration = now
         if self.primary is None:
@@ -204,3 +204,8 @@ class Replica:
             yield from self.primary.end(why)
             self._follower = self.follower_type(self.me, self.journal, self.primary.commit)
             self.primary = None
+
+
+def _age(configuration: Configuration) -> tuple[Epoch, Revision]:
+    """What tells the newer of two: revisions count anew when etcd was restored to an older state, epochs never do."""
+    return configuration.epoch, configuration.revision

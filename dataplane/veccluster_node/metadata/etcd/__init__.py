@@ -32,6 +32,7 @@ from veccluster_node.metadata.etcd.values import (
     Value,
     Version,
     WatchEvents,
+    WentBack,
 )
 
 __all__ = [
@@ -67,5 +68,6 @@ __all__ = [
     "Value",
     "Version",
     "WatchEvents",
+    "WentBack",
     "reason_of",
 ]

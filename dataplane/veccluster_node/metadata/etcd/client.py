@@ -154,7 +154,8 @@ class EtcdClient:
         """Every change of the keys under `prefix` (or of the key itself if `exact`), once and in order, for ever.
 
         From `start_revision` on, or from now. An empty batch says that the watch has been set up, at the start and
-        after a failure. Raises `Compacted` when the history needed is gone; `follow` deals with that.
+        after a failure. Raises `Compacted` when the history needed is gone, and `WentBack` when etcd has not come so
+        far; `follow` deals with both.
         """
         return watch(self._connection, _range_of(prefix, exact=exact), start_revision)
 
@@ -164,7 +165,9 @@ class EtcdClient:
         """First all keys under `prefix` (or the key itself if `exact`) as a `Snapshot`, then every change, for ever.
 
         No change is lost and none is seen twice; what happened during a time whose history was compacted shows as the
-        difference. A batch without events comes when `at_least_every` seconds brought no change.
+        difference. When etcd was restored to an older state, or is another one, a `Snapshot` comes again that says so:
+        whatever was seen before, revisions above all, means nothing in it. A batch without events comes when
+        `at_least_every` seconds brought no change.
         """
         return follow(self._connection, _range_of(prefix, exact=exact), at_least_every)
 

@@ -18,6 +18,7 @@ from veccluster_node.metadata.etcd.connection import ClientClosed
 from veccluster_node.metadata.etcd.lease import Lease
 from veccluster_node.metadata.etcd.values import (
     Compacted,
+    Compare,
     CreateRevision,
     Delete,
     Found,
@@ -25,6 +26,7 @@ from veccluster_node.metadata.etcd.values import (
     KeyValue,
     Put,
     Snapshot,
+    WentBack,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Term:
 
     key: str
     create_revision: Revision
+    within: Compare | None = None
+    """What else must hold in every transaction of the leader, if it has said so."""
 
     def fence(self) -> CreateRevision:
         """Holds for as long as this term does: to be compared in every transaction of the leader."""
@@ -109,7 +113,7 @@ class Election:
                 async for batch in batches:
                     if any(e.now is None for e in batch.events):
                         return
-        except Compacted:
+        except (Compacted, WentBack):
             return
 
     async def resign(self, term: Term) -> None:

@@ -13,9 +13,12 @@ from typing import Any, Final, Self
 
 import structlog
 
+from veccluster.decisions import etcd_history
 from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable
+from veccluster.model.state import Revision
 from veccluster_node.metadata.etcd import wire
 from veccluster_node.metadata.etcd.connection import ClientClosed, Connection
+from veccluster_node.metadata.etcd.listing import newest
 from veccluster_node.metadata.etcd.members import Member, Metadata, StreamEnded
 from veccluster_node.metadata.etcd.values import LeaseId
 
@@ -39,13 +42,19 @@ class Lease:
     lost even if etcd would still renew it. `remaining()` needs no event loop and is right even after a stall.
     """
 
-    def __init__(self, connection: Connection, lease_id: LeaseId, ttl: float, sent: float) -> None:
+    def __init__(
+        self, connection: Connection, lease_id: LeaseId, ttl: float, sent: float, seen: etcd_history.Seen
+    ) -> None:
+        """`seen` is which etcd granted it, and how far that had come."""
         self.id = lease_id
+        self._seen = seen
         self.ttl = ttl
         self.lost = asyncio.Event()
         self._connection = connection
         self._ends = sent + ttl
         self._revoked = False
+        self._heard = seen.cluster, seen.revision
+        """What the member said that renewed it last."""
         self._timer = asyncio.get_running_loop().call_later(self.remaining(), self._on_timer)
         self._renewing = asyncio.create_task(self._renew(), name=f"etcd-lease-{lease_id:x}")
 
@@ -110,6 +119,8 @@ class Lease:
                 continue
             if granted <= 0:
                 self._lose("etcd has ended it")
+            elif why := await self._why_void():
+                self._lose(why)
             elif self.remaining() > 0:
                 self._ends = max(self._ends, sent + granted)
                 wait = self.ttl / _RENEWALS - (_clock() - sent)
@@ -128,10 +139,27 @@ class Lease:
                 reply: Any = await stream.receive(timeout)
             if reply is None:
                 raise StreamEnded(f"{member.address} did not renew the lease in time")
+            self._heard = reply.header.cluster_id, Revision(reply.header.revision)
             return sent, float(reply.TTL)
 
         quick = min(self._connection.config.attempt_timeout, self.ttl / (2 * _RENEWALS))
         return await self._connection.call(attempt, repeatable=True, timeout=self.remaining(), attempt_timeout=quick)
+
+    async def _why_void(self) -> str:
+        """Why the etcd that renewed the lease is not the one that granted it, in words.
+
+        One that was restored to an older state may know the lease, and what hangs on it is something else.
+        """
+        cluster, revision = self._heard
+        if etcd_history.went_back(self._seen, cluster, revision):
+            try:  # a member that is behind the others says a smaller revision, too: all of them together know
+                cluster, revision = await newest(self._connection)
+            except (MetadataUnavailable, MetadataRefused):
+                return ""
+            if why := etcd_history.went_back(self._seen, cluster, revision):
+                return why
+        self._seen.revision = max(self._seen.revision, revision)
+        return ""
 
     def _on_timer(self) -> None:
         left = self.remaining()
@@ -160,6 +188,7 @@ async def grant(connection: Connection, ttl: float, timeout: float | None) -> Le
         reply = await member.lease.LeaseGrant(
             wire.grant_request(max(1, math.ceil(ttl))), metadata=metadata, timeout=left
         )
-        return Lease(connection, LeaseId(reply.ID), float(reply.TTL), sent)
+        seen = etcd_history.Seen(reply.header.cluster_id, Revision(reply.header.revision))
+        return Lease(connection, LeaseId(reply.ID), float(reply.TTL), sent, seen)
 
     return await connection.call(attempt, repeatable=True, timeout=timeout)

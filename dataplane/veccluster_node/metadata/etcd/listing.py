@@ -41,16 +41,25 @@ async def _pages(
     connection: Connection, keys: wire.KeyRange, limit: int | None, revision: Revision | None, timeout: float | None
 ) -> Listing:
     items: list[KeyValue] = []
-    page = _FIRST_PAGE
+    page, cluster = _FIRST_PAGE, 0
     while True:
         size = page if limit is None else min(page, limit - len(items))
         reply = await _range(connection, wire.range_request(keys, size, revision or 0), timeout)
         revision = revision or Revision(reply.header.revision)
+        if cluster and reply.header.cluster_id != cluster:
+            raise Compacted("another etcd cluster answers in the middle of a listing")  # it begins again
+        cluster = reply.header.cluster_id
         items.extend(wire.key_values(reply.kvs))
         if not reply.more or len(items) == limit:
-            return Listing(tuple(items), revision)
+            return Listing(tuple(items), revision, cluster)
         keys = keys.after(items[-1].key)
         page = next_page(len(reply.kvs), reply.ByteSize())
+
+
+async def newest(connection: Connection) -> tuple[int, Revision]:
+    """The id of the etcd cluster and its revision, as a majority of its members has them now."""
+    reply = await _range(connection, wire.range_request(wire.KeyRange.key("\x00"), 1), None)
+    return reply.header.cluster_id, Revision(reply.header.revision)
 
 
 async def _range(connection: Connection, request: Any, timeout: float | None) -> Any:

@@ -4,7 +4,7 @@ Keys are text because all of ours are; a foreign key that is not UTF-8 survives 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NewType, TypeAlias
 
 from veccluster.errors import VecClusterError
@@ -20,6 +20,12 @@ class Compacted(VecClusterError):
     """The history from the revision asked for is gone: list again."""
 
     slug, title = "metadata-compacted", "Metadata history compacted"
+
+
+class WentBack(VecClusterError):
+    """This etcd is not what it was when the revision asked for was seen: it was restored to an older state."""
+
+    slug, title = "metadata-went-back", "Metadata went back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Listing:
 
     items: tuple[KeyValue, ...]
     revision: Revision
+    cluster: int = 0
+    """The id of the etcd cluster that answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +68,20 @@ class WatchEvents:
 
     revision: Revision
     events: tuple[Event, ...]
+    is_new: bool = field(default=False, compare=False)
+    """It says only that the watch was set up, at the start or after a failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All keys of a range at `revision`: what a follower starts from."""
+    """All keys of a range at `revision`: what a follower starts from, and starts again from when etcd went back."""
 
     revision: Revision
     items: Mapping[str, KeyValue]
+    cluster: int = 0
+    """The id of the etcd cluster that answered."""
+    went_back: str = ""
+    """Why it does not continue what was followed before, in words; empty where it does, or nothing was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Watches: every change of a range once and in order, whatever happens to the members.
 
 `watch` goes on from the revision after the last one delivered; `follow` starts from a listing and lists again when the
-history was compacted meanwhile. Both go on for ever; they end when the consumer stops, or by `MetadataRefused`.
+history was compacted meanwhile, or when etcd is not what it was: it was restored to an older state, and its revisions
+count anew. Both go on for ever; they end when the consumer stops, or by `MetadataRefused`.
 
 What is trusted to mean "nothing happened up to here": only the progress notices that a member sends on its own. The
 answer to a progress *request* is a sign of life and nothing else: before 3.5.8 etcd sends it past events that are
@@ -16,13 +17,14 @@ from typing import Any
 import structlog
 from grpc import aio
 
+from veccluster.decisions import etcd_history
 from veccluster.errors import MetadataRefused, MetadataUnavailable
 from veccluster.model.state import Revision
 from veccluster_node.metadata.etcd import wire
 from veccluster_node.metadata.etcd.connection import ClientClosed, Connection, describe, pause
-from veccluster_node.metadata.etcd.listing import list_range
+from veccluster_node.metadata.etcd.listing import list_range, newest
 from veccluster_node.metadata.etcd.members import Member, NotConnected, Stream, StreamEnded
-from veccluster_node.metadata.etcd.values import Compacted, Event, Listing, Snapshot, WatchEvents
+from veccluster_node.metadata.etcd.values import Compacted, Event, Listing, Snapshot, WatchEvents, WentBack
 from veccluster_node.metadata.etcd.verdicts import Verdict, judge
 
 _REJECTIONS = 2
@@ -42,23 +44,25 @@ class _Rejected(Exception):
 async def watch(
     connection: Connection, keys: wire.KeyRange, start_revision: Revision | None = None
 ) -> AsyncGenerator[WatchEvents, None]:
-    """Yield what happens in `keys` from `start_revision` on, or from now; raises `Compacted` if that is gone.
+    """Yield what happens in `keys` from `start_revision` on, or from now; raises `Compacted` if that is gone, and
+    `WentBack` if etcd has not come so far or is another one.
 
     An empty batch says that the watch has been set up, at the start and after a failure, or that a member reported
     progress: nothing else happened up to its revision.
     """
     following = start_revision or Revision(0)
+    seen = etcd_history.Seen()
     failures = rejections = 0
     while True:
         member = connection.current
         try:
-            async with aclosing(_one_stream(connection, member, keys, following)) as stream:
+            async with aclosing(_one_stream(connection, member, keys, following, seen)) as stream:
                 async for batch in stream:
                     failures = rejections = 0
                     fresh = tuple(e for e in batch.events if e.revision >= following)
                     following = max(Revision(batch.revision + 1), following)
                     if fresh or not batch.events:
-                        yield WatchEvents(batch.revision, fresh)
+                        yield WatchEvents(batch.revision, fresh, batch.is_new)
         except _Rejected as e:
             rejections += 1
             if not connection.config.logs_in or rejections > _REJECTIONS:
@@ -72,8 +76,24 @@ async def watch(
             await asyncio.sleep(pause(failures))
 
 
+async def _check_history(connection: Connection, created: Any, start: Revision, seen: etcd_history.Seen) -> None:
+    """Raise `WentBack` unless the etcd of a watch that was set up is the one of before, and has come as far.
+
+    A member that is behind the others says a smaller revision, too: all of them together know.
+    """
+    cluster = created.header.cluster_id
+    if (seen.cluster or cluster) == cluster and created.header.revision >= start - 1:
+        seen.cluster = cluster
+        return
+    seen.revision = max(seen.revision, Revision(start - 1))
+    now, revision = await newest(connection)
+    if why := etcd_history.went_back(seen, now, revision):
+        raise WentBack(why)
+    seen.cluster = now
+
+
 async def _one_stream(
-    connection: Connection, member: Member, keys: wire.KeyRange, start: Revision
+    connection: Connection, member: Member, keys: wire.KeyRange, start: Revision, seen: etcd_history.Seen
 ) -> AsyncGenerator[WatchEvents, None]:
     """The batches of one watch at one member until it fails, which shows as one of the exceptions that `watch` handles.
 
@@ -89,8 +109,9 @@ async def _one_stream(
         if created is None:
             raise StreamEnded(f"{member.address} did not set up a watch in time")
         _check_cancelled(created, token)
+        await _check_history(connection, created, start, seen)
         connection.answered(member)
-        yield WatchEvents(Revision(start - 1) if start else Revision(created.header.revision), ())
+        yield WatchEvents(Revision(start - 1) if start else Revision(created.header.revision), (), is_new=True)
         parts: list[Event] = []
         while True:
             reply = await _next_reply(connection, member, stream)
@@ -155,24 +176,63 @@ async def follow(
 async def _snapshot_and_changes(
     connection: Connection, keys: wire.KeyRange
 ) -> AsyncGenerator[Snapshot | WatchEvents, None]:
-    """A listing, then changes; after a compaction the differences to a new listing."""
+    """A listing, then changes; after a compaction the differences to a new listing, and where etcd went back, that."""
     listing = await _list_patiently(connection, keys)
-    delivered = {kv.key: kv.mod_revision for kv in listing.items}
-    yield Snapshot(listing.revision, {kv.key: kv for kv in listing.items})
+    seen = etcd_history.Seen()
+    while True:
+        why = _go_on_from(listing, seen)
+        yield Snapshot(listing.revision, {kv.key: kv for kv in listing.items}, listing.cluster, why)
+        async with aclosing(_changes(connection, keys, seen)) as batches:
+            async for batch in batches:
+                if isinstance(batch, Listing):
+                    listing = batch
+                    break
+                yield batch
+
+
+def _go_on_from(listing: Listing, seen: etcd_history.Seen) -> str:
+    """Begin anew with this listing; why it does not continue what was seen before, if anything was."""
+    keys = {kv.key: kv.mod_revision for kv in listing.items}
+    why = etcd_history.went_back(seen, listing.cluster, listing.revision, keys) if seen.cluster else ""
+    seen.cluster, seen.revision, seen.keys = listing.cluster, listing.revision, keys
+    return why
+
+
+async def _changes(
+    connection: Connection, keys: wire.KeyRange, seen: etcd_history.Seen
+) -> AsyncGenerator[WatchEvents | Listing, None]:
+    """Changes of what was `seen`, which is kept up to date; a listing as the last one, if etcd went back."""
     while True:
         try:
-            async with aclosing(watch(connection, keys, Revision(listing.revision + 1))) as batches:
+            async with aclosing(watch(connection, keys, Revision(seen.revision + 1))) as batches:
                 async for batch in batches:
+                    if batch.is_new:
+                        # It may have gone back and have come further again since: only its keys tell.
+                        listing = await _list_patiently(connection, keys)
+                        if _is_another(listing, seen):
+                            yield listing
+                            return
+                        continue
+                    _note(seen.keys, batch.events)
+                    seen.revision = max(seen.revision, batch.revision)
                     if batch.events:
-                        _note(delivered, batch.events)
                         yield batch
-        except Compacted as e:
-            log.info("etcd.watch_compacted", range=wire.to_key(keys.start), reason=e.detail)
+        except (Compacted, WentBack) as e:
+            log.info("etcd.watch_ended", range=wire.to_key(keys.start), reason=e.detail)
             listing = await _list_patiently(connection, keys)
-            events = differences(delivered, listing)
-            _note(delivered, events)
+            if _is_another(listing, seen):
+                yield listing
+                return
+            events = differences(seen.keys, listing)
+            _note(seen.keys, events)
+            seen.revision = listing.revision
             if events:
                 yield WatchEvents(listing.revision, events)
+
+
+def _is_another(listing: Listing, seen: etcd_history.Seen) -> bool:
+    keys = {kv.key: kv.mod_revision for kv in listing.items}
+    return bool(etcd_history.went_back(seen, listing.cluster, listing.revision, keys))
 
 
 async def _list_patiently(connection: Connection, keys: wire.KeyRange) -> Listing:
