@@ -26,6 +26,7 @@ from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.peer.proofs import Doorkeeper, Secret
 from veccluster_node.peer.server import PeerPort
 from veccluster_node.watch import Watch
 
@@ -78,7 +79,8 @@ class Cluster:
             self.answered[who].set()
             return m.Pong(f"boot-{who}")
 
-        port = PeerPort(who, answer=answer, receive=lambda *_: None, file=lambda *_: None)
+        anybody = Doorkeeper(who, Secret(), dict, lambda: [who])
+        port = PeerPort(who, doorkeeper=anybody, answer=answer, receive=lambda *_: None, file=lambda *_: None)
         runner = self.ports[who] = web.AppRunner(port.application, shutdown_timeout=0)
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -110,7 +112,7 @@ class Cluster:
     async def lead(self, replace_after: float = 300.0) -> None:
         """Have a leader from now on; the state is known to it."""
         assert await self.store.wait_until(lambda s: bool(s.shards) and s.leader is None, timeout=5)
-        peers = Peers(LEADER, _nobody_asks, lambda: self.store.state.nodes)
+        peers = Peers(LEADER, _nobody_asks, lambda: self.store.state.nodes, Secret())
         watch = Watch(LEADER, self.store, peers, TIMES)
         lease = await self.store.grant(10)
         election = Election(self.client, self.store.keys.leader, lease, LEADER.encode())

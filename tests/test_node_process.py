@@ -69,6 +69,12 @@ def test_what_differs_between_pods_comes_from_the_command_line(tmp_path):
     assert (host_port("::1", 80), host_port("a.b", 80)) == ("[::1]:80", "a.b:80")
 
 
+@pytest.mark.parametrize(("host", "listen"), [("10.0.0.7", "10.0.0.7:8002"), ("fd00::7", "[fd00::7]:8002")])
+def test_a_pod_listens_for_other_nodes_at_its_own_address_only(tmp_path, host, listen):
+    config = load(config_file(tmp_path), peer_host=host, id="a", advertise="h")
+    assert (config.listen, config.peer_listen) == ("0.0.0.0:8001", listen)
+
+
 @pytest.mark.parametrize(
     ("changes", "given", "why"),
     [

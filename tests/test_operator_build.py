@@ -11,6 +11,7 @@ from support.podsecurity import containers, violations
 from support.vecclusters import CONTEXT, EXTERNAL, built, cluster, container, data_pod, pod_of
 from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecClusterSpec
+from veccluster_node.main import PEER_HOST
 from veccluster_node.metadata import bootstrap
 from veccluster_operator.build import (
     client_endpoints,
@@ -223,7 +224,8 @@ def test_a_node_learns_from_its_pod_who_and_where_it_is():
         " --zone-file /etc/veccluster-pod/zone"
     )
     assert node["env"] == [
-        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+        {"name": PEER_HOST, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
     ]
     (zone,) = next(v for v in data_pod()["volumes"] if v["name"] == "pod")["downwardAPI"]["items"]
     assert zone["path"] == "zone"

@@ -8,23 +8,25 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.peers import End, replicate, send_until
+from support.peers import SECRET, End, replicate, send_until
 from veccluster.errors import NotPrimary, OutcomeUnknown, Unavailable
 from veccluster.model.state import Node, NodeId, ShardId
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import NothingListens, Peers
+from veccluster_node.peer.proofs import Secret
 
+CLIENT = NodeId("client")
 DELETE = m.DeleteIds(shard=ShardId("words", 0), op_id="o", ids=["a"])
 
 
 @pytest.fixture
 def members():
-    return {}
+    return {CLIENT: Node(id=CLIENT, address="", peer_address="", proves_itself=True)}
 
 
 @pytest.fixture
 async def peers(members):
-    made = Peers(NodeId("client"), None, lambda: members)
+    made = Peers(CLIENT, None, lambda: members, Secret(SECRET))
     yield made
     await made.close()
 
@@ -52,11 +54,11 @@ async def test_what_the_other_node_answers_with_is_what_the_caller_gets(members,
 
 
 def test_links_and_beats_go_on_while_the_loop_that_serves_clients_stalls_and_questions_wait(tmp_path):
-    members = {}
+    members = {CLIENT: Node(id=CLIENT, address="", peer_address="", proves_itself=True)}
 
     async def stalled():
         async with End(0, members, tmp_path, heartbeat=0.05) as a, End(1, members, tmp_path) as b:
-            peers = Peers(NodeId("client"), None, lambda: members)
+            peers = Peers(CLIENT, None, lambda: members, Secret(SECRET))
             a.send(b, replicate(0))
             await b.next()
             # From here on nothing runs on this loop until the question is awaited.

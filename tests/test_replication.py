@@ -11,7 +11,16 @@ from veccluster.decisions.replication import reading
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.journal import Recovered
-from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Rejected, Replicate, Snapshot
+from veccluster.decisions.replication.messages import (
+    Accepted,
+    Contradicted,
+    Header,
+    Message,
+    Rejected,
+    Replicate,
+    Snapshot,
+    sender_of,
+)
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Lineage, Member, Position, Record, Run
 from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq, WriteConsistency
@@ -55,9 +64,14 @@ def write(op_id: str = "a", level: WriteConsistency = WriteConsistency.one) -> o
     return on.Write(op_id, 1, b"", level)
 
 
+def received(message: Message) -> on.Received:
+    """A message that came from whom it names."""
+    return on.Received(message, sender_of(message).node)
+
+
 def accept(replica: Replica, who: Member, matched: int, confirm: int = 0) -> list[do.Effect]:
     epoch = replica.primary.epoch if replica.primary else Epoch(0)
-    return replica.handle(on.Received(Accepted(epoch, who, Seq(matched), confirm)))
+    return replica.handle(received(Accepted(epoch, who, Seq(matched), confirm)))
 
 
 def of(kind: type, effects: list[do.Effect]) -> list[do.Effect]:
@@ -182,7 +196,7 @@ def test_a_primary_that_hears_of_a_later_epoch_answers_nothing_more() -> None:
     replica = primary_of(0, 1)
     replica.handle(write())
     replica.handle(on.Read("r", ReadConsistency.strong))
-    ended = replica.handle(on.Received(Rejected(Epoch(3), OTHER)))
+    ended = replica.handle(received(Rejected(Epoch(3), OTHER)))
     assert do.Uncertain("a", Why.fenced) in ended
     assert do.RefuseRead("r", Why.fenced) in ended
     assert do.BecomeFenced(Epoch(2)) in ended
@@ -229,13 +243,20 @@ def follower(*runs: Run, last: int, applied: int = 0) -> Replica:
     return Replica(ME, Recovered(epoch, Lineage(runs), last=Seq(last), applied=Seq(applied)))
 
 
+def hear(replica: Replica, message: Replicate | Snapshot) -> list[do.Effect]:
+    """What it does about a message of the primary that etcd has named, in the epoch that etcd has."""
+    epoch = message.header.epoch
+    replica.handle(on.Seen(configuration(1, 0, epoch=epoch, revision=Revision(100 + epoch))))
+    return replica.handle(received(message))
+
+
 ONE = Run(Epoch(1), Seq(1))
 
 
 def test_a_follower_cuts_its_log_at_the_first_difference_and_answers_when_its_disk_has_done_it() -> None:
     replica = follower(ONE, last=5)
     theirs = Lineage((ONE, Run(Epoch(2), Seq(4))))
-    first = replica.handle(on.Received(Replicate(header(2, theirs), records(2, 4, 4))))
+    first = hear(replica, Replicate(header(2, theirs), records(2, 4, 4)))
     assert first == [do.StoreEpoch(Epoch(2)), do.Truncate(Seq(3)), do.Append(records(2, 4, 4)), do.Sync(1)]
     answered = replica.handle(on.Synced(1))
     assert answered == [do.Send(OTHER, Accepted(Epoch(2), ME, Seq(4), 0))]
@@ -244,53 +265,51 @@ def test_a_follower_cuts_its_log_at_the_first_difference_and_answers_when_its_di
 def test_a_late_message_of_an_epoch_cuts_nothing_that_the_epoch_wrote() -> None:
     replica = follower(ONE, last=3)
     theirs = Lineage((ONE, Run(Epoch(2), Seq(4))))
-    replica.handle(on.Received(Replicate(header(2, theirs), records(2, 4, 6))))
-    assert of(do.Truncate, replica.handle(on.Received(Replicate(header(2, theirs))))) == []
+    hear(replica, Replicate(header(2, theirs), records(2, 4, 6)))
+    assert of(do.Truncate, hear(replica, Replicate(header(2, theirs)))) == []
 
 
 def test_a_follower_takes_nothing_of_an_epoch_that_is_over() -> None:
     replica = follower(ONE, Run(Epoch(4), Seq(3)), last=3)
-    old = replica.handle(on.Received(Replicate(header(3, Lineage((ONE,))), records(3, 4, 4))))
+    old = hear(replica, Replicate(header(3, Lineage((ONE,))), records(3, 4, 4)))
     assert old == [do.Send(OTHER, Rejected(Epoch(4), ME))]
 
 
 def test_a_follower_applies_what_is_committed_and_durable() -> None:
     replica = follower(ONE, last=2)
     theirs = Lineage((ONE,))
-    assert of(do.Apply, replica.handle(on.Received(Replicate(header(1, theirs, commit=3), records(1, 3, 4))))) == [
-        do.Apply(Seq(2))
-    ]
+    assert of(do.Apply, hear(replica, Replicate(header(1, theirs, commit=3), records(1, 3, 4)))) == [do.Apply(Seq(2))]
     assert of(do.Apply, replica.handle(on.Synced(1))) == [do.Apply(Seq(3))]
 
 
 def test_a_gap_is_not_filled_with_what_comes_behind_it() -> None:
     replica = follower(ONE, last=2)
-    assert of(do.Append, replica.handle(on.Received(Replicate(header(1, Lineage((ONE,))), records(1, 4, 5))))) == []
+    assert of(do.Append, hear(replica, Replicate(header(1, Lineage((ONE,))), records(1, 4, 5)))) == []
 
 
 def test_a_follower_that_is_told_to_cut_what_it_has_applied_stops() -> None:
     replica = follower(ONE, last=5, applied=5)
     theirs = Lineage((ONE, Run(Epoch(2), Seq(4))))
-    assert kinds(replica.handle(on.Received(Replicate(header(2, theirs))))) == [do.Diverged]
+    assert kinds(hear(replica, Replicate(header(2, theirs)))) == [do.Diverged]
     assert replica.broken
-    assert replica.handle(on.Received(Replicate(header(2, theirs)))) == []
+    assert hear(replica, Replicate(header(2, theirs))) == []
 
 
 def test_a_primary_that_begins_its_epoch_twice_is_contradicted_and_not_followed() -> None:
     replica = follower(ONE, last=5)
-    replica.handle(on.Received(Replicate(header(2, Lineage((ONE, Run(Epoch(2), Seq(6))))), records(2, 6, 7))))
+    hear(replica, Replicate(header(2, Lineage((ONE, Run(Epoch(2), Seq(6))))), records(2, 6, 7)))
     replica.handle(on.Synced(1))
     again = Lineage((ONE, Run(Epoch(2), Seq(4))))
-    (sent,) = replica.handle(on.Received(Replicate(header(2, again), records(2, 8, 8))))
+    (sent,) = hear(replica, Replicate(header(2, again), records(2, 8, 8)))
     assert sent == do.Send(OTHER, Contradicted(Epoch(2), ME, "it began epoch 2 twice"))
     assert not replica.broken
 
 
 def test_a_sync_that_was_asked_for_before_a_cut_does_not_claim_what_was_cut() -> None:
     replica = follower(last=0)
-    replica.handle(on.Received(Replicate(header(1, Lineage((ONE,))), records(1, 1, 5))))
+    hear(replica, Replicate(header(1, Lineage((ONE,))), records(1, 1, 5)))
     second = Lineage((ONE, Run(Epoch(2), Seq(3))))
-    replica.handle(on.Received(Replicate(header(2, second), records(2, 3, 3))))
+    hear(replica, Replicate(header(2, second), records(2, 3, 3)))
     assert replica.handle(on.Synced(1)) == []  # the new epoch is not durable yet
     assert replica.journal.durable == 2
     (sent,) = of(do.Send, replica.handle(on.Synced(2)))
@@ -300,7 +319,7 @@ def test_a_sync_that_was_asked_for_before_a_cut_does_not_claim_what_was_cut() ->
 def test_nothing_is_applied_between_the_installation_of_a_snapshot_and_its_sync() -> None:
     replica = follower(ONE, last=5, applied=3)
     theirs = Lineage((ONE,))
-    installed = replica.handle(on.Received(Snapshot(header(1, theirs, commit=50), Seq(50), "content")))
+    installed = hear(replica, Snapshot(header(1, theirs, commit=50), Seq(50), "content"))
     assert kinds(installed) == [do.InstallSnapshot, do.Sync]
     assert replica.journal.applied == 3
     (sent,) = replica.handle(on.Synced(1))
@@ -330,3 +349,65 @@ def test_a_replica_whose_disk_failed_serves_no_epoch_and_answers_no_primary() ->
     assert do.BecomeFenced(Epoch(2)) in replica.handle(on.DiskFailed())
     assert replica.handle(on.Tick()) == []
     assert replica.handle(on.Seen(configuration(0, 1, epoch=Epoch(5), revision=Revision(9)))) == []
+
+
+HUGE = Epoch(1 << 60)
+
+
+def test_an_epoch_that_etcd_does_not_have_is_not_followed_and_etcd_is_asked_once_until_the_next_tick() -> None:
+    replica = follower(ONE, last=5)
+    replica.handle(on.Seen(configuration(1, 0, epoch=Epoch(1))))
+    forged = received(Replicate(header(HUGE, Lineage((ONE, Run(HUGE, Seq(6))))), records(HUGE, 6, 6)))
+    assert replica.handle(forged) == [do.ReadConfiguration()]
+    assert [replica.handle(forged) for _ in range(100)] == [[]] * 100
+    assert replica.journal.epoch == 1
+    replica.handle(on.Tick())
+    assert replica.handle(forged) == [do.ReadConfiguration()]
+    assert of(do.Append, hear(replica, Replicate(header(1, Lineage((ONE,))), records(1, 6, 6))))
+
+
+def test_only_the_member_that_etcd_names_is_followed_in_an_epoch_and_in_none_that_is_over() -> None:
+    replica = follower(ONE, last=5)
+    replica.handle(on.Seen(configuration(2, 0, 1, epoch=Epoch(3))))
+    theirs = Lineage((ONE, Run(Epoch(3), Seq(6))))
+    assert replica.handle(received(Replicate(header(3, theirs), records(3, 6, 6)))) == []
+    over = replica.handle(received(Replicate(header(2, theirs), records(2, 6, 6))))
+    assert over == [do.Send(OTHER, Rejected(Epoch(3), ME))], "whoever was it hears that it is not any more"
+    assert replica.journal.last == 5
+
+
+def test_what_says_that_it_is_from_another_node_than_it_came_from_counts_for_nothing() -> None:
+    replica = primary_of(0, 1)
+    accept(replica, OTHER, 0)
+    replica.handle(write())
+    replica.handle(on.Synced(2))
+    source = THIRD.node
+    for lie in (
+        Accepted(Epoch(2), OTHER, Seq(1), 0),
+        Accepted(Epoch(2), OTHER, Seq(99), 0),
+        Rejected(HUGE, OTHER),
+        Contradicted(Epoch(2), OTHER, "made up"),
+        Replicate(Header(HUGE, OTHER, ME, Lineage((ONE,)), Seq(0), 0)),
+    ):
+        assert replica.handle(on.Received(lie, source)) == []
+        assert replica.hears(on.Received(lie, source)) is None
+    assert replica.primary is not None
+    assert of(do.Acknowledge, accept(replica, OTHER, 1))
+
+
+def test_who_is_no_member_does_not_end_an_epoch() -> None:
+    replica = primary_of(0, 1)
+    for stranger in (THIRD, member(1, disk=2)):
+        assert replica.handle(received(Rejected(HUGE, stranger))) == []
+        assert replica.handle(received(Contradicted(Epoch(2), stranger, "made up"))) == []
+    assert replica.primary is not None
+
+
+def test_a_primary_whose_members_know_later_epochs_than_etcd_begins_one_that_is_beyond_them() -> None:
+    replica = primary_of(0, 1)
+    replica.handle(received(Rejected(Epoch(9), OTHER)))  # etcd was put back to what it held before
+    (swap,) = of(do.Swap, replica.handle(on.Seen(configuration(0, 1))))
+    assert (swap.target.epoch, swap.expected) == (10, 7)
+    restarted = Replica(ME, Recovered(epoch=Epoch(9)))
+    (swap,) = restarted.handle(on.Seen(configuration(0, 1)))
+    assert swap.target.epoch == 10

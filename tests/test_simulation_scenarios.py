@@ -13,7 +13,7 @@ from veccluster.decisions.replication.messages import Accepted, Contradicted, He
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import NOTHING, Member
-from veccluster.model.state import WriteConsistency
+from veccluster.model.state import Revision, WriteConsistency
 
 FAIR = {
     "loss": 0,
@@ -316,4 +316,23 @@ def test_with_an_old_copy_left_a_person_goes_on_with_that_and_what_comes_back_is
         simulation.start(node)
         simulation.run_until(simulation.world.now + 1.0)
     assert simulation.key.min_in_sync == 2
+    simulation.finish()
+
+
+def test_an_etcd_that_was_put_back_to_an_older_epoch_does_not_stop_the_shard() -> None:
+    simulation = three()
+    before = simulation.key
+    for _ in range(3):
+        node = primary(simulation)
+        node.crash()
+        simulation.run_until(simulation.world.now + 2.0)
+        simulation.start(node)
+        simulation.run_until(simulation.world.now + 1.0)
+    assert simulation.key.epoch > before.epoch + 2
+    # As etcd's own tool does it: what it held before, at revisions beyond all that were.
+    simulation.checks.put_back = True
+    simulation.etcd.key = replace(before, revision=Revision(simulation.key.revision + 1000))
+    for watch in simulation.etcd.watchers:
+        watch(simulation.etcd.key)
+    assert acknowledged_during(simulation, 10.0) > 50
     simulation.finish()

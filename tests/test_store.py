@@ -28,6 +28,7 @@ from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.messages import AnyRequest, Reply
+from veccluster_node.peer.proofs import Secret
 from veccluster_node.watch import Watch
 
 SHARD = ShardId("uuid-words", 0)
@@ -232,7 +233,7 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     lease = await store.grant(5)
     await store.register(node(0))
     await store.publish(Load(id=node(0).id, boot="b"), lease)
-    peers = Peers(node(0).id, _nobody_asks, lambda: store.state.nodes)
+    peers = Peers(node(0).id, _nobody_asks, lambda: store.state.nodes, Secret())
     watch = Watch(node(0).id, store, peers, Failover())
     election = Election(client, stores.keys.leader, lease, b"n0")
     leading = asyncio.create_task(

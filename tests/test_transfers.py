@@ -7,13 +7,15 @@ import shutil
 import sqlite3
 import time
 
+import aiohttp
 import pytest
 
-from support.peers import SHARD, End, header, wire
+from support.peers import SECRET, SHARD, End, header, wire
 from support.storage import GRAPHS, opened, upsert, write
 from veccluster.decisions.replication.messages import Snapshot
 from veccluster.model.state import ShardId
 from veccluster_node.peer import snapshots as transfers
+from veccluster_node.peer.proofs import Introductions, Secret
 from veccluster_node.storage import snapshots
 from veccluster_node.storage.snapshots import INCOMING
 
@@ -314,10 +316,13 @@ async def test_what_is_left_of_an_earlier_process_is_removed(tmp_path):
 
 
 async def test_a_file_is_given_only_by_its_offer(ends, primary):
-    a, _ = ends
+    a, b = ends
     reader, writer = await asyncio.open_connection("127.0.0.1", a.port)
+    async with aiohttp.ClientSession() as session:
+        proof = await Introductions(b.id, Secret(SECRET)).to(a.members[a.id], session)
     for path in ("x/CURRENT", "..%2f..%2fetc/passwd", "x/..%2f..%2f..%2fetc%2fpasswd"):
-        writer.write(f"GET {transfers.PATH}/{path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        headers = f"Host: a\r\nAuthorization: {proof['Authorization']}"
+        writer.write(f"GET {transfers.PATH}/{path} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
         assert (await reader.readline()).startswith(b"HTTP/1.1 404")
         length = 0
         while (line := await reader.readline()) != b"\r\n":

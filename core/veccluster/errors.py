@@ -111,6 +111,14 @@ class RecoveryRefused(VecClusterError):
     slug, title, status = "recovery-refused", "Recovery refused", 409
 
 
+class OperationForgotten(VecClusterError):
+    """The write's operation id is older than what the shard remembers: this request did nothing, and nobody knows
+    whether an earlier one with the same id was carried out. Look, and ask with a new id.
+    """
+
+    slug, title, status = "operation-forgotten", "Operation forgotten", 409
+
+
 class PayloadTooLarge(VecClusterError):
     """The body is over the limit of this route."""
 

@@ -7,7 +7,8 @@
  "etcd": {"endpoints": ["127.0.0.1:2379"], "username": null, "username_file": null, "password_file": null,
           "tls": {"ca_file": null, "cert_file": null, "key_file": null} | null}}
 
-In Kubernetes all pods share one file; what differs (`id`, `advertise`, `zone_file`) comes from the command line.
+In Kubernetes all pods share one file; what differs (`id`, `advertise`, `zone_file`) comes from the command line, and
+the host of `peer_listen` from the variable VECCLUSTER_PEER_HOST.
 """
 
 import ipaddress
@@ -151,11 +152,16 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def load(path: Path, **given: str | None) -> NodeConfig:
-    """Read a config file; `InvalidSpec` says what is wrong with it. `given`, where not None, goes before the file."""
+def load(path: Path, *, peer_host: str | None = None, **given: str | None) -> NodeConfig:
+    """Read a config file; `InvalidSpec` says what is wrong with it. `given`, where not None, goes before the file, and
+    `peer_host` before the host in its `peer_listen`.
+    """
     try:
         config = msgspec.json.decode(path.read_bytes(), type=NodeConfig)
         config = msgspec.structs.replace(config, **{k: v for k, v in given.items() if v is not None})
+        if peer_host:
+            listen = host_port(peer_host, Address.parse(config.peer_listen, "peer_listen").port)
+            config = msgspec.structs.replace(config, peer_listen=listen)
         config.check()
     except InvalidSpec as error:
         raise InvalidSpec(f"the node's config {path} cannot be used: {error.detail}") from error

@@ -27,7 +27,7 @@ from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Batch, Showing
 from veccluster.decisions.replication.atomic_deciding import Known
-from veccluster.decisions.replication.messages import Message, Snapshot
+from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.decisions.replication.values import Configuration, Member
 from veccluster.errors import OutcomeUnknown, ReplicaBehind, ShardsUnavailable, VecClusterError
 from veccluster.model.limits import Limits
@@ -190,11 +190,17 @@ class ShardHost:
         if hosted := self._hosted.get(shard):
             hosted.replica.feed(event)
 
-    def deliver(self, shard: ShardId, message: Message) -> None:
+    def deliver(self, shard: ShardId, received: on.Received) -> None:
         """Give a replica another one's message, if it is open; from any thread."""
-        if isinstance(message, Snapshot):
+        if isinstance(received.message, Snapshot):
             self.measures.snapshots.inc()
-        self.feed(shard, on.Received(message))
+        self.feed(shard, received)
+
+    def allows(self, shard: ShardId, header: Header) -> bool:
+        """Whether whoever offers a snapshot is the primary by what the replica knows (16); from any thread."""
+        hosted = self._hosted.get(shard)
+        now = hosted.replica.standing.configuration if hosted else None
+        return now is not None and (now.epoch, now.primary) == (header.epoch, header.sender)
 
     def tick(self) -> None:
         """Time for heartbeats; from any thread."""

@@ -34,6 +34,8 @@ from veccluster_node.replication import Replication
 from veccluster_node.settings import node_settings, storage_settings
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
+PEER_HOST = "VECCLUSTER_PEER_HOST"
+"""Variable: the host at which the other nodes reach this one, and where alone it listens for them."""
 SHUTDOWN_TIMEOUT = 10.0
 """Seconds that requests under way are given when the node stops."""
 STOP_TIMEOUT = 40.0
@@ -63,7 +65,7 @@ def main() -> None:
     logs.to_stderr(options.log_level)
     try:
         given = {"id": options.id, "advertise": options.advertise, "zone_file": options.zone_file}
-        config = configuration.load(options.config, **given)
+        config = configuration.load(options.config, peer_host=os.environ.get(PEER_HOST), **given)
         spec = config.cluster_spec()
         identity = claim(Path(config.data_dir), config.id)
         client_socket, peer_socket = (_listen(Address.parse(a)) for a in (config.listen, config.peer_listen))
@@ -142,8 +144,11 @@ def _peers(listener: socket.socket, node: DataNode, config: NodeConfig, spec: Ve
         listener,
         node.id,
         members=lambda: node.state.nodes,
+        secret=node.secret,
+        older=node.without_proof,
         answer=node.answer,
         deliver=node.host.deliver,
+        allows=node.host.allows,
         tick=node.host.tick,
         directory=node.host.directory_of,
         outgoing=Path(config.data_dir) / "outgoing",

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -43,6 +43,7 @@ from veccluster_node.metadata.last_seen import LastSeen
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.peer.proofs import Secret
 from veccluster_node.query.coordinator import Coordinator
 from veccluster_node.reconcile import Reconciler
 from veccluster_node.replication import Replication
@@ -54,6 +55,8 @@ HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
 PAUSE_BETWEEN_TRIES = 1.0
 
+SECRET_EVERY = 30.0
+"""Seconds between two looks at what nodes prove themselves with, unless somebody could not."""
 VERSION_EVERY = 60.0
 """Seconds between looks at the version of etcd, which somebody may upgrade or mix."""
 
@@ -112,7 +115,8 @@ class DataNode:
         """Shards whose records etcd may have from before later changes, and why they stay so; known to the leader."""
         self._not_admitted = ""
         """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
-        self.peers = Peers(self.id, self.answer, lambda: self.state.nodes)
+        self.secret = Secret()
+        self.peers = Peers(self.id, self.answer, lambda: self.state.nodes, self.secret)
         self._integrity = Integrity(self.id, host, self.peers, config.integrity)
         self.lost_quorum = LostQuorum(
             identity,
@@ -228,6 +232,7 @@ class DataNode:
             incarnations=self._identity.overrides(),
             version=veccluster_node.VERSION,
             takes_batches=True,
+            proves_itself=True,
         )
         if self._config.zone_file:
             self._zone = await asyncio.to_thread(zones.read, Path(self._config.zone_file)) or self._zone
@@ -241,6 +246,7 @@ class DataNode:
                 tasks.create_task(store.follow())
                 await store.known()
                 tasks.create_task(watch.follow())
+                tasks.create_task(self._follow_secret(store))
                 if self._config.zone_file:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me, watch))
@@ -286,6 +292,31 @@ class DataNode:
                 log.info("zone_changed", zone=zone, before=self._zone)
                 self._zone = zone
                 store.wake()
+
+    def without_proof(self) -> list[NodeId]:
+        """The nodes that are there and cannot prove to others who they are, since they are of an older version."""
+        state = self.state
+        return [n.id for n in state.nodes.values() if not n.proves_itself and n.id in state.alive]
+
+    async def _follow_secret(self, store: Store) -> None:
+        """Know what nodes prove themselves with; if etcd has lost it, it is what it was."""
+        loop, doubted = asyncio.get_running_loop(), asyncio.Event()
+
+        def doubt() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(doubted.set)
+
+        self.secret.doubt = doubt
+        while True:
+            try:
+                self.secret.learn(await store.secret(self.secret.known))
+            except (MetadataUnavailable, MetadataRefused, OutcomeUnknown) as error:
+                log.warning("secret_not_read", reason=error.detail)
+            await asyncio.sleep(PAUSE_BETWEEN_TRIES)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SECRET_EVERY if self.secret.known else PAUSE_BETWEEN_TRIES):
+                    await doubted.wait()
+            doubted.clear()
 
     async def _follow_etcd_version(self, client: EtcdClient) -> None:
         while True:

@@ -4,7 +4,9 @@ A blow is chosen by a seed; which request it meets is the machine's to say, so a
 same run.
 """
 
+import asyncio
 import errno
+import itertools
 import os
 import random
 import threading
@@ -12,12 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import aiohttp
 import requests
 
-from chaos import clocks
+from chaos import clocks, forging
 from chaos.arena import CLIENTS, Direction
-from chaos.machines import NAME, Cluster, Member, Node
+from chaos.machines import NAME, Cluster, Member, Node, NotRecovered
+from veccluster import operation_ids
+from veccluster.model.state import NodeId
 
 
 @dataclass
@@ -363,6 +369,76 @@ def wipe(scene: Scene) -> None:
             scene.rest(1, 5)
 
 
+LARGE = "large"
+LONG_IDS, PART = 24_000, 4_000
+"""Ids of 500 bytes: a delete of all of them is several records."""
+
+
+def oversized_delete(scene: Scene) -> None:
+    """A delete by filter that is several records, while the primary is killed; repeated until it is answered."""
+    urls = [n.url for n in scene.cluster.nodes]
+    body = {"dimension": 2, "metric": "l2", "shards": 1}
+    _insist("PUT", urls, f"/v1/collections/{LARGE}", body)
+    for first in range(0, LONG_IDS, PART):
+        vectors = [
+            {"id": f"{n:06}".ljust(500, "x"), "vector": [n, 1], "metadata": {"gone": True}}
+            for n in range(first, first + PART)
+        ]
+        _insist("POST", urls, f"/v1/collections/{LARGE}/vectors", {"vectors": vectors})
+    _insist("POST", urls, f"/v1/collections/{LARGE}/vectors", {"vectors": [{"id": "stays", "vector": [0, 1]}]})
+    victim = scene.cluster.primaries(LARGE).get(0) if scene.chance.random() < 0.7 else None
+    scene.did(f"delete of {LONG_IDS} long ids" + (f", kill -9 {victim.name}, its primary" if victim else ""))
+    if victim:
+        threading.Timer(scene.chance.uniform(0, 0.6), victim.kill).start()
+    said = _insist("POST", urls, f"/v1/collections/{LARGE}/vectors/delete", {"filter": {"gone": True}})
+    if victim:
+        scene.rest(0.7, 2)
+        victim.start()
+    left = _insist("POST", urls, f"/v1/collections/{LARGE}/count?consistency=strong", {})["count"]
+    if left != 1 or said["deleted"] != LONG_IDS:
+        scene.did(f"BROKEN: {left} vectors are left where 1 should be, after {said}")
+
+
+def _insist(method: str, urls: Sequence[str], path: str, body: object, seconds: float = 60.0) -> dict[str, Any]:
+    """The answer, however often it takes; a write always under one operation id."""
+    ends, headers = time.monotonic() + seconds, {"Operation-Id": operation_ids.new()}
+    for url in itertools.cycle(urls):
+        try:
+            reply = requests.request(method, url + path, json=body, headers=headers, timeout=10)
+            if reply.ok:
+                found: dict[str, Any] = reply.json()
+                return found
+            why = reply.text
+        except requests.RequestException as error:
+            why = str(error)
+        if time.monotonic() > ends:
+            raise NotRecovered(f"an answer to {method} {path}: {why[:300]}")
+        time.sleep(0.2)
+    raise AssertionError("there is always another node")
+
+
+def forged(scene: Scene) -> None:
+    """What strangers ask at the peer ports, and what a node says there that etcd does not allow it to say."""
+
+    async def attack() -> None:
+        refused = said = 0
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+            for _ in range(scene.chance.randint(20, 60)):
+                known = forging.known(scene.cluster)
+                if known is None:
+                    continue
+                me, to = scene.chance.sample(scene.cluster.nodes, 2)
+                statuses = await forging.strangers(to.ip, to.name, sorted(known.shards), http)
+                if set(statuses) != {401}:
+                    scene.did(f"BROKEN: {to.name} answers strangers with {statuses}")
+                refused += len(statuses)
+                said += await forging.liar(known, NodeId(me.name), NodeId(to.name), scene.chance, http)
+                await asyncio.sleep(scene.chance.uniform(0, 0.2))
+        scene.did(f"{refused} requests of strangers, {said} forged messages")
+
+    asyncio.run(attack())
+
+
 def disk(scene: Scene) -> None:
     """A full disk or an I/O error, from which the node recovers by itself."""
     scene.chance.choice([full_disk, io_error])(scene)
@@ -406,6 +482,8 @@ NEMESES: dict[str, Callable[[Scene], None]] = {
     "power": power,
     "clock": clock,
     "wipe": wipe,
+    "oversized-delete": oversized_delete,
+    "forged": forged,
     "mixed": mixed,
 }
 

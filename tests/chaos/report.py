@@ -81,6 +81,14 @@ FIGURES = (
     Figure("50 cycles of clock jumps: writes lost", "0", "make chaos NEMESIS=clock CYCLES=50", "clock", 50, _lost),
     Figure("100 cycles of faults of etcd: writes lost", "0", "make chaos NEMESIS=etcd CYCLES=100", "etcd", 100, _lost),
     Figure(
+        "50 deletes of several records under kill -9: writes lost; everything that matched is gone", "0; all",
+        "make chaos NEMESIS=oversized-delete CYCLES=50", "oversized-delete", 50, _lost,
+    ),
+    Figure(
+        "50 cycles of forged frames and requests: writes lost", "0",
+        "make chaos NEMESIS=forged CYCLES=50", "forged", 50, _lost,
+    ),
+    Figure(
         "etcd away 10 min: writes that succeed; back in order after it returns", "≥ 99.9 %; ≤ 30 s",
         "make chaos NEMESIS=etcd-away CYCLES=1 DURATION=600", "etcd-away", 1, _etcd, duration=600,
     ),

@@ -21,11 +21,11 @@ from veccluster import AsyncClient
 from veccluster.decisions import hashing
 from veccluster.errors import VecClusterError
 
-SURVIVED = frozenset({"kill", "primary", "search", "stop", "partition", "clock", "wipe", "bad-key"}) | {
-    "etcd",
-    "etcd-away",
-    "etcd-restore",
-}
+SURVIVED = frozenset(
+    {"kill", "primary", "search", "stop", "partition", "clock", "wipe"}
+    | {"etcd", "etcd-away", "etcd-restore", "bad-key"}
+    | {"oversized-delete", "forged"}
+)
 """Nemeses at which no process ends but those that they kill."""
 FULL_LOOK = 25
 """Cycles after which everything ever written is looked at, not only what the last cycle wrote."""

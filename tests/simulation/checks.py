@@ -13,6 +13,7 @@ All acknowledged operations are known here, and the order in which operations we
     quorum      a quorum read by a configuration that was current shows what was acknowledged before it
     session     a session sees its own writes and never goes back
     unwritten   no read shows what was not committed
+    believed    nobody promises itself to an epoch that etcd never had, and none is left out there
     returned    nothing deleted or replaced is there at the end
     stuck       when all faults are over, writes succeed, as many replicas as asked for are in sync, and they are equal
 """
@@ -85,6 +86,8 @@ class Checks:
     _before: Configuration | None = None
     doomed: bool = False
     """Every copy that was in sync is gone: nothing can be promised but that nobody pretends."""
+    put_back: bool = False
+    """Etcd has forgotten what it knew."""
     loss_accepted: bool = False
     """Copies that have what was lost with this may be left, and have to go."""
 
@@ -101,9 +104,16 @@ class Checks:
         kept = {m.node for m in now.in_sync | now.learners}
         if before and len(now.in_sync) < now.replicas and any(m.node not in kept for m in before.in_sync):
             self.fail(f"a member in sync by {before} was sent away although too few are left in {now}")
+        if before and now.epoch > before.epoch + 1 and not self.put_back:
+            self.fail(f"epoch {now.epoch} follows {before.epoch}")
         for member in sorted(now.in_sync):
             if self._intact(member):
                 self._has_all(member.node, f"{member.node} is in sync by {now}")
+
+    def promised(self, node: Node, epoch: Epoch) -> None:
+        """A replica is about to take nothing of an older epoch any more."""
+        if epoch > self.etcd.key.epoch and not self.put_back:
+            self.fail(f"{node.id} promises itself to epoch {epoch}, and etcd has never had more than {self.etcd.key}")
 
     def _intact(self, member: Member) -> bool:
         return self.nodes[member.node].member == member and not self.nodes[member.node].is_old

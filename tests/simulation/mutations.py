@@ -13,7 +13,7 @@ from veccluster.decisions.replication.messages import Accepted, FromPrimary, Hea
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Configuration, Member
-from veccluster.model.state import Epoch, Seq
+from veccluster.model.state import Epoch, NodeId, Seq
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ShrinkToOne(Primary):
 
 @removes("5", "a follower takes what a primary of an epoch that is over sends")
 class NoFence(Follower):
-    def _is_over(self, epoch: Epoch) -> bool:
+    def _is_over(self, epoch: Epoch, known: Configuration) -> bool:
         return False
 
     def _accept(self) -> Iterator[do.Effect]:
@@ -227,8 +227,8 @@ class NoCut(Follower):
 
 @removes("10", "a follower applies what it has, committed or not")
 class ApplyAll(Follower):
-    def received(self, message: FromPrimary) -> Iterator[do.Effect]:
-        yield from super().received(message)
+    def received(self, message: FromPrimary, known: Configuration) -> Iterator[do.Effect]:
+        yield from super().received(message, known)
         yield from self.journal.apply(self.journal.last)
 
 
@@ -330,6 +330,44 @@ HIDDEN: dict[str, str] = {
 """Rules that are kept although no run without them fails, and why."""
 
 MUTATIONS["DeposedLeader"] = Mutation("etcd", "a leader acts on a term it has lost", Rules(leader_is_fenced=False))
+
+
+# -- 16: whom to believe
+
+LIES: Weather = {"forgeries": 30.0}
+
+
+@removes("16", "whoever it comes from, a message is from whom it names", **LIES)
+class AnySource(Replica):
+    def _is_from(self, member: Member, source: NodeId) -> bool:
+        return True
+
+
+@removes("16", "an epoch need not have begun by etcd to be followed", **LIES)
+class MadeUpEpoch(Replica):
+    def _has_begun(self, epoch: Epoch, now: Configuration) -> bool:
+        return True
+
+
+@removes("16", "any member may say that it is primary", **LIES)
+class AnyPrimary(Follower):
+    def _is_primary(self, header: Header, known: Configuration) -> bool:
+        return True
+
+
+@removes("16", "an epoch that is over by etcd is followed by whoever has not promised itself to the next", **LIES)
+class OverByEtcd(Follower):
+    def _is_over(self, epoch: Epoch, known: Configuration) -> bool:
+        return epoch < self.journal.epoch
+
+    def _is_primary(self, header: Header, known: Configuration) -> bool:
+        return header.epoch < known.epoch or super()._is_primary(header, known)
+
+
+@removes("16", "who is no member may say that there is a later epoch", **LIES)
+class AnyRejection(Replica):
+    def _may_reject(self, member: Member) -> bool:
+        return True
 
 
 @removes("9", "answers of another disk of the same node count")

@@ -140,8 +140,9 @@ class Node:
         self.guarded(0, lambda: self.handle(event))
 
     def handle(self, event: on.Event) -> None:
-        if isinstance(event, on.Received) and isinstance(event.message, Accepted):
-            self._heard[event.message.sender] = self.world.now
+        is_answer = isinstance(event, on.Received) and isinstance(event.message, Accepted)
+        if is_answer and (sender := self.replica.hears(event)):
+            self._heard[sender] = self.world.now
         effects = self.replica.handle(event)
         if self._installing and self.replica.journal.applied >= self._installing.through:
             base, self._installing = self._installing, None
@@ -225,7 +226,9 @@ class Node:
                 self._communicate(effect)
 
     def _store(self, effect: do.DiskEffect) -> None:
-        if isinstance(effect, do.Append):
+        if isinstance(effect, do.StoreEpoch):
+            self.checks.promised(self, effect.epoch)
+        elif isinstance(effect, do.Append):
             self.checks.appended(self, effect.records)
         elif isinstance(effect, do.InstallSnapshot):
             assert isinstance(effect.content, Base)
@@ -280,7 +283,7 @@ class Node:
         if isinstance(message, Accepted):
             self.checks.said(self, message)
         target = self.peers[to.node]
-        self.world.send(self.id, to.node, lambda: target.feed(on.Received(message)) if target.up else None)
+        self.world.send(self.id, to.node, lambda: target.feed(on.Received(message, self.id)) if target.up else None)
 
     def _read_configuration(self) -> None:
         self.etcd.request(self.id, lambda: self.etcd.key, self._seen)

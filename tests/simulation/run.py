@@ -9,6 +9,7 @@ from simulation.etcd import Etcd
 from simulation.faults import Faults
 from simulation.leader import Leader, initial
 from simulation.node import Node
+from simulation.stranger import Stranger
 from simulation.world import World
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.replica import Replica
@@ -77,6 +78,8 @@ class Simulation:
         for client in self.clients:
             client.start()
         self.faults.start()
+        self.stranger = Stranger(world, self.etcd, self.everyone)
+        self.stranger.start()
 
     @property
     def key(self) -> Configuration:

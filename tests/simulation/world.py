@@ -44,6 +44,8 @@ class Weather:
     """The share of writes in what clients ask."""
     tells_ends: bool
     """Whether a primary learns soon that a member's process has ended: its machine refuses connections."""
+    forgeries: float = 3.0
+    """A second: messages that are not from whom they say, or say what etcd does not allow."""
     levels: tuple[WriteConsistency, ...] = (
         WriteConsistency.one,
         WriteConsistency.quorum,

@@ -125,7 +125,7 @@ class Shard:
     def deliver(self, sender: NodeId, to: Member, message: Message) -> None:
         replica = self.replicas.get(to.node)
         if replica and (sender, to.node) not in self.cuts:
-            replica.feed(on.Received(message))
+            replica.feed(on.Received(message, sender))
 
     def fetch(self, sender: NodeId, header: Header) -> None:
         """Carry a snapshot over."""

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from support.replication import member
+from veccluster.decisions.replication.events import Received
 from veccluster.decisions.replication.messages import Header, Replicate
 from veccluster.decisions.replication.values import Lineage, Record, Run
 from veccluster.model.state import Epoch, Node, NodeId, Seq, ShardId
 from veccluster_node.peer import messages as m
+from veccluster_node.peer.proofs import Secret
 from veccluster_node.peer.thread import PeerThread
 
 SHARD = ShardId("words", 0)
+SECRET = b"known to whoever reads this, and to nobody else"
 
 
 def header(sender: int = 0, to: int = 1, *, epoch: int = 2, commit: int = 0) -> Header:
@@ -46,14 +49,19 @@ class End:
         self.port = self.listener.getsockname()[1]
         self.path = path / self.id
         self.path.mkdir(exist_ok=True)
+        self.secret = Secret(SECRET)
+        self.older: list[NodeId] = []
         settings: dict[str, Any] = {"heartbeat": 60.0, **options}
         self.thread = PeerThread(
             self.listener,
             self.id,
             members=self._known,
+            secret=self.secret,
+            older=lambda: self.older,
             answer=lambda request: self.answer(request),
             deliver=self._deliver,
             tick=self.ticks.release,
+            allows=lambda shard, header: True,
             directory=lambda shard, to: self.replicas.get(shard) if to.node == self.id else None,
             outgoing=self.path / "outgoing",
             **settings,
@@ -63,7 +71,7 @@ class End:
     def announce(self, port: int) -> None:
         """Have the others find this node at that port of this machine."""
         address = f"127.0.0.1:{port}"
-        self.members[self.id] = Node(id=self.id, address="", peer_address=address)
+        self.members[self.id] = Node(id=self.id, address="", peer_address=address, proves_itself=True)
 
     def _known(self) -> Mapping[NodeId, Node]:
         return self.members
@@ -91,8 +99,8 @@ class End:
                 numbers.append(message.header.commit)
         return numbers
 
-    def _deliver(self, shard: ShardId, message: Any) -> None:
-        self.received.put((shard, message))
+    def _deliver(self, shard: ShardId, received: Received) -> None:
+        self.received.put((shard, received.message))
         assert self._loop
         self._loop.call_soon_threadsafe(self._came.set)
 

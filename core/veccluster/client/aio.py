@@ -3,7 +3,6 @@
 
 import asyncio
 import sys
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -13,6 +12,7 @@ import msgspec
 import orjson
 from numpy.typing import ArrayLike
 
+from veccluster import operation_ids
 from veccluster.client import arrays
 from veccluster.client.addresses import Addresses
 from veccluster.client.arrays import Metadata, Rows
@@ -481,7 +481,7 @@ def _path(collection: str, below: str = "") -> str:
 
 
 def _operation() -> dict[str, str]:
-    return {OPERATION_HEADER: str(uuid.uuid4())}
+    return {OPERATION_HEADER: operation_ids.new()}
 
 
 def _texts(values: Iterable[str], field: str) -> list[str]:

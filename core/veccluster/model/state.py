@@ -136,6 +136,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     takes_batches: bool = False
     """Whether it understands batches over several shards in a log; those from before there were any do not say."""
+    proves_itself: bool = False
+    """Whether it proves to other nodes who it is, and asks it of them; those from before there was a secret do not."""
     state: NodeState = NodeState.active
 
     def member(self, shard: ShardId) -> Member:

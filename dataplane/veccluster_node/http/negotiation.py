@@ -96,7 +96,7 @@ def operation_id(request: web.Request) -> str:
     """The header `Operation-Id`, which a retry repeats; a new one if there is none."""
     given = request.headers.get(OPERATION_HEADER)
     if given is None:
-        return uuid.uuid4().hex
+        return uuid.uuid4().hex  # nobody can repeat it, so that it need not say when it was made
     if not re.fullmatch(r"[!-~]{1,128}", given):
         raise InvalidRequest.field(OPERATION_HEADER, "must be 1 to 128 visible ASCII characters, such as a UUID")
     return given

@@ -4,6 +4,7 @@ All of it lies under /veccluster/NAMESPACE/NAME/, values are JSON:
 
     nodes/ID                       a Node
     alive/ID                       a Load, leased
+    secret                         what nodes prove themselves with to each other, as text (peer/proofs.py)
     leader                         the election; the value is the node's id
     history                        a History, once etcd went back to an older state
     history/batches                its id, once the batches of before that were looked after
@@ -44,6 +45,11 @@ class Keys:
     def prefix(self) -> str:
         """What every key begins with."""
         return f"/veccluster/{self.namespace}/{self.cluster}/"
+
+    @property
+    def secret(self) -> str:
+        """What nodes prove themselves with."""
+        return self.prefix + "secret"
 
     @property
     def leader(self) -> str:

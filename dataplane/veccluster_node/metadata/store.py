@@ -6,8 +6,10 @@ of the caller sees what is there now.
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar, assert_never
 from uuid import uuid4
@@ -60,6 +62,9 @@ PATIENCE = 2.0
 """Seconds that a client's request waits for etcd."""
 
 PAUSE_AFTER_REFUSAL = 1.0
+
+SHORTEST_SECRET = 32
+"""Bytes."""
 
 NOTHING_KNOWN = Known()
 
@@ -346,6 +351,21 @@ class Store:
             _if_readable(encoding.decode_node, registered),
             _if_readable(encoding.decode_load, alive),
         )
+
+    async def secret(self, known: Sequence[bytes]) -> bytes:
+        """What the cluster's nodes prove themselves with to each other.
+
+        Whoever finds none, or one that cannot be meant, puts one there: the newest that it has known, or a new one.
+        """
+        key = self.keys.secret
+        while True:
+            found = await self._client.get(key)
+            if found and len(found.value) >= SHORTEST_SECRET:
+                return found.value
+            made = known[0] if known else secrets.token_hex(SHORTEST_SECRET).encode()
+            unchanged = ModRevision(key, "==", found.mod_revision if found else 0)
+            with suppress(OutcomeUnknown):  # the next look tells
+                await self._client.txn([unchanged], [Put(key, made)])
 
     async def grant(self, ttl: float) -> Lease:
         """A lease for this node."""

@@ -19,6 +19,7 @@ from aiohttp.connector import AddrInfoType
 from veccluster.errors import OutcomeUnknown, Unavailable, from_problem
 from veccluster.model.state import Node, NodeId
 from veccluster_node.peer.messages import AnyRequest, DeleteIds, DeleteWhere, Problem, R, Reply, Request, Upsert
+from veccluster_node.peer.proofs import Introductions, Secret
 
 PATH = "/peer/v1"
 MEDIA_TYPE = "application/vnd.msgpack"
@@ -36,11 +37,16 @@ class NothingListens(Unavailable):
     """The node's machine answered, and no process takes connections there: the node's own has ended, or not begun."""
 
 
+class _NotAdmitted(Unavailable):
+    """The node does not know that this is one of its cluster, or not yet."""
+
+
 class Peers:
     """The way to every node of the cluster."""
 
-    def __init__(self, me: NodeId, here: Handler, members: Callable[[], Mapping[NodeId, Node]]) -> None:
+    def __init__(self, me: NodeId, here: Handler, members: Callable[[], Mapping[NodeId, Node]], secret: Secret) -> None:
         self._me = me
+        self._introductions = Introductions(me, secret)
         self._here = here
         self._members = members
         self._session: aiohttp.ClientSession | None = None
@@ -70,33 +76,44 @@ class Peers:
         deadline = time.monotonic() + timeout
         maybe_done = False
         while True:
-            left = deadline - time.monotonic()
+            left, sent = deadline - time.monotonic(), False
             try:
                 async with asyncio.timeout(max(left, 0.001)):
-                    return await self._post_once(member, body)
+                    proof = await self._introductions.to(member, self._connections())
+                    sent = True
+                    return await self._post_once(member, body, proof)
+            except _NotAdmitted as error:  # nothing was done
+                self._introductions.refused(member)
+                if time.monotonic() + PAUSE_BETWEEN_TRIES >= deadline:
+                    raise (_unknown(member, error) if maybe_done else error) from None
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if maybe_done:
                     raise _unknown(member, error) from error
                 why = NothingListens if is_refused(error) else Unavailable
                 raise why(f"node {member.id} ({member.peer_address}) cannot be reached: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                maybe_done = is_write
+                maybe_done = maybe_done or (is_write and sent)
                 if time.monotonic() + PAUSE_BETWEEN_TRIES >= deadline:
-                    if is_write:
+                    if maybe_done:
                         raise _unknown(member, error) from error
                     raise Unavailable(f"node {member.id} gave no answer within {timeout:g} s: {error!r}") from error
             await asyncio.sleep(PAUSE_BETWEEN_TRIES)
 
-    async def _post_once(self, member: Node, body: bytes) -> bytes:
+    def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=60, ttl_dns_cache=ADDRESS_TTL, socket_factory=impatient_socket
             )
             limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
             self._session = aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False)
-        url = f"http://{member.peer_address}{PATH}"
-        async with self._session.post(url, data=body, headers={"Content-Type": MEDIA_TYPE}) as response:
+        return self._session
+
+    async def _post_once(self, member: Node, body: bytes, proof: Mapping[str, str]) -> bytes:
+        url, headers = f"http://{member.peer_address}{PATH}", {"Content-Type": MEDIA_TYPE, **proof}
+        async with self._connections().post(url, data=body, headers=headers) as response:
             raw = await response.read()
+            if response.status in {401, 403}:
+                raise _NotAdmitted(f"node {member.id} does not let this one in: {raw.decode(errors='replace')}")
             if response.status != 200:
                 raise from_problem(msgspec.msgpack.decode(raw, type=Problem))
             return raw

@@ -18,9 +18,11 @@ import aiohttp
 import structlog
 from aiohttp.connector import AddrInfoType
 
+from veccluster.errors import Unavailable
 from veccluster.model.state import Node, NodeId, ShardId
 from veccluster_node.peer import wire
 from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket, is_refused
+from veccluster_node.peer.proofs import Introductions
 
 PATH = "/peer/v1/replication"
 FRAME = 4 << 20
@@ -47,8 +49,16 @@ log = structlog.get_logger(__name__)
 class Links:
     """The way from this node's replicas to those of every other node."""
 
-    def __init__(self, me: NodeId, members: Callable[[], Mapping[NodeId, Node]], *, outbox: int = OUTBOX) -> None:
+    def __init__(
+        self,
+        me: NodeId,
+        members: Callable[[], Mapping[NodeId, Node]],
+        introductions: Introductions,
+        *,
+        outbox: int = OUTBOX,
+    ) -> None:
         self._me = me
+        self._introductions = introductions
         self._members = members
         self._limit = outbox
         self._links: dict[NodeId, _Link] = {}
@@ -85,6 +95,8 @@ class Links:
         if node == self._me or self._loop is None:
             return None
         if (link := self._links.get(node)) is None:
+            if node not in self._members():
+                return None  # there may be no such node: nothing is kept for names
             with self._making:
                 if (link := self._links.get(node)) is None:
                     link = self._links[node] = _Link(node, _Outbox(self._limit))
@@ -142,9 +154,10 @@ class Links:
 
     @asynccontextmanager
     async def _connection(self, link: "_Link") -> AsyncIterator["_Connection"]:
-        address = self._address_of(link.node)
-        if address is None:
+        member = self._members().get(link.node)
+        if member is None:
             raise ConnectionError("it is not a member of the cluster")
+        address = member.peer_address
         sockets: list[socket.socket] = []
 
         def make(address: AddrInfoType) -> socket.socket:
@@ -157,8 +170,16 @@ class Links:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     url = f"http://{address}{PATH}"
                     ends = {"from": self._me, "to": link.node}
-                    stream = await session.ws_connect(url, params=ends, autoping=False, max_msg_size=FRAME)
+                    proof = await self._introductions.to(member, session)
+                    stream = await session.ws_connect(
+                        url, params=ends, headers=proof, autoping=False, max_msg_size=FRAME
+                    )
                 yield _Connection(link.node, address, stream)
+            except Unavailable as error:
+                raise ConnectionError(error.detail) from error
+            except aiohttp.WSServerHandshakeError:
+                self._introductions.refused(member)
+                raise
             finally:
                 for made in sockets:
                     with suppress(OSError):  # what is still buffered for a peer that does not read is dropped
@@ -216,9 +237,22 @@ class _Outbox:
         with self._lock:
             self._waiting.append(message)
             self._size += len(message)
-            while self._size > self._limit and len(self._waiting) > 1:
-                self._size -= len(self._waiting.popleft())
+            while self._size > self._most() and len(self._waiting) > 1:
+                self._drop()
             return self._ask()
+
+    def _most(self) -> int:
+        """What may wait, beside a message that is larger than all that may."""
+        return self._limit + (len(self._waiting[0]) if self._is_oversized() else 0)
+
+    def _is_oversized(self) -> bool:
+        return len(self._waiting[0]) > self._limit
+
+    def _drop(self) -> None:
+        """Lose the oldest, unless that is an oversized one: small ones would drive it out again and again."""
+        place = 1 if self._is_oversized() and len(self._waiting) > 2 else 0
+        self._size -= len(self._waiting[place])
+        del self._waiting[place]
 
     def ask(self) -> bool:
         """Keep nothing; True when somebody has to be told that the peer is needed."""

@@ -18,6 +18,7 @@ from veccluster.model.state import NodeId, ShardId
 from veccluster_node.peer import links, snapshots, wire
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Handler
 from veccluster_node.peer.messages import AnyRequest
+from veccluster_node.peer.proofs import HELLO, Doorkeeper
 
 MAX_BODY = 512 * 1024 * 1024
 """A coordinator's own limits are far below; this only bounds what a stranger could send."""
@@ -35,12 +36,16 @@ class PeerPort:
         self,
         me: NodeId,
         *,
+        doorkeeper: Doorkeeper,
         answer: Handler,
-        receive: Callable[[ShardId, wire.Received], None],
+        receive: Callable[[NodeId, ShardId, wire.Received], None],
         file: Callable[[str, str], Path | None],
     ) -> None:
-        """`file` says where a file of a snapshot is, by the snapshot's id and the file's path in it."""
+        """`receive` is told which node has sent what; `file` says where a file of a snapshot is, by the snapshot's id
+        and the file's path in it.
+        """
         self._me = me
+        self._doorkeeper = doorkeeper
         self._answer = answer
         self._receive = receive
         self._file = file
@@ -50,6 +55,7 @@ class PeerPort:
         self._quiet.set()
         self._draining = False
         self.application = web.Application(client_max_size=MAX_BODY)
+        self.application.router.add_get(HELLO, doorkeeper.hello)
         self.application.router.add_post(PATH, self._ask)
         self.application.router.add_get(links.PATH, self._replicate)
         self.application.router.add_get(snapshots.PATH + "/{id}/{file:.+}", self._give)
@@ -68,6 +74,7 @@ class PeerPort:
     # -- questions
 
     async def _ask(self, request: web.Request) -> web.Response:
+        self._doorkeeper.admit(request)
         self._under_way += 1
         self._quiet.clear()
         try:
@@ -98,6 +105,7 @@ class PeerPort:
 
     async def _replicate(self, request: web.Request) -> web.StreamResponse:
         """Take what a node's replicas send, for as long as it does."""
+        node = self._doorkeeper.admit(request)
         meant = request.query.get("to")
         if meant != self._me:  # an address that another node had before
             return web.Response(status=421, text=f"this is {self._me}, not {meant}")
@@ -105,28 +113,31 @@ class PeerPort:
         await stream.prepare(request)
         self._links.add(stream)
         try:
-            await self._take_from(stream)
+            await self._take_from(node, stream)
         except TimeoutError:
             pass
         except msgspec.DecodeError as error:
-            log.warning("link_not_understood", node=request.query.get("from"), detail=str(error))
+            log.warning("link_not_understood", node=node, detail=str(error))
             await stream.close(code=WSCloseCode.UNSUPPORTED_DATA)
         finally:
             self._links.discard(stream)
         return stream
 
-    async def _take_from(self, stream: web.WebSocketResponse) -> None:
+    async def _take_from(self, node: NodeId, stream: web.WebSocketResponse) -> None:
         async for frame in stream:
             if frame.type is not WSMsgType.BINARY:
+                if frame.type is WSMsgType.ERROR:
+                    log.error("frame_not_taken", node=node, reason=str(frame.data), largest=MAX_BODY)
                 return
             for shard, message in wire.decode(frame.data):
                 try:
-                    self._receive(shard, message)
+                    self._receive(node, shard, message)
                 except Exception:  # the rest is for other shards
                     log.exception("message_not_taken", shard=str(shard), message=type(message).__name__)
 
     async def _give(self, request: web.Request) -> web.StreamResponse:
         """A file of a snapshot, or a range of it."""
+        self._doorkeeper.admit(request)
         path = self._file(request.match_info["id"], request.match_info["file"])
         return web.FileResponse(path) if path else web.Response(status=404)
 

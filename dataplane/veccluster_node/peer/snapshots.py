@@ -17,11 +17,12 @@ from pathlib import Path
 import aiohttp
 import structlog
 
-from veccluster.decisions.replication.messages import Header, Message, Snapshot
-from veccluster.errors import StorageCorrupt
+from veccluster.decisions.replication.messages import Header, Snapshot
+from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Member, Node, NodeId, ShardId
 from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket
 from veccluster_node.peer.links import Links
+from veccluster_node.peer.proofs import Introductions
 from veccluster_node.peer.wire import SnapshotOffer, SnapshotTaken
 from veccluster_node.storage import snapshots
 from veccluster_node.storage.files import reason, sha256
@@ -91,14 +92,15 @@ class Transfers:
         self,
         links: Links,
         members: Callable[[], Mapping[NodeId, Node]],
+        introductions: Introductions,
         *,
         directory: Directory,
-        deliver: Callable[[ShardId, Message], None],
+        deliver: Callable[[ShardId, Snapshot], None],
         outgoing: Path,
         rate: float = RATE,
     ) -> None:
         self._sender = _Sender(links, outgoing)
-        self._receiver = _Receiver(links, members, directory, deliver, _Pace(rate))
+        self._receiver = _Receiver(links, members, introductions, directory, deliver, _Pace(rate))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def offer(self, shard: ShardId, header: Header, root: Path) -> None:
@@ -130,9 +132,9 @@ class Transfers:
         """Another node has a snapshot for a replica of this one."""
         self._receiver.offered(shard, offer)
 
-    def taken(self, answer: SnapshotTaken) -> None:
-        """What became of an offer."""
-        self._sender.taken(answer)
+    def taken(self, node: NodeId, answer: SnapshotTaken) -> None:
+        """What a node says has become of an offer to it."""
+        self._sender.taken(node, answer)
 
     def file(self, snapshot: str, path: str) -> Path | None:
         """Where a file of an offer is; None when it is none."""
@@ -217,8 +219,9 @@ class _Sender:
             offer = SnapshotOffer(header=known.header, id=known.id, offered=known.offered)
             self._links.send(known.header.to.node, known.shard, offer)
 
-    def taken(self, answer: SnapshotTaken) -> None:
-        known = next((o for o in self._offers.values() if o.id == answer.id), None)
+    def taken(self, node: NodeId, answer: SnapshotTaken) -> None:
+        mine = (o for o in self._offers.values() if o.id == answer.id and o.header.to.node == node)
+        known = next(mine, None)
         if known is None:
             return
         known.touched = time.monotonic()
@@ -266,12 +269,14 @@ class _Receiver:
         self,
         links: Links,
         members: Callable[[], Mapping[NodeId, Node]],
+        introductions: Introductions,
         directory: Directory,
-        deliver: Callable[[ShardId, Message], None],
+        deliver: Callable[[ShardId, Snapshot], None],
         pace: "_Pace",
     ) -> None:
         self._links = links
         self._members = members
+        self._introductions = introductions
         self._directory = directory
         self._deliver = deliver
         self._pace = pace
@@ -401,7 +406,13 @@ class _Receiver:
         if sender is None:
             raise ConnectionError("the sender is not a member of the cluster any more")
         url = f"http://{sender.peer_address}{PATH}/{download.offer.id}/{path}"
-        async with self._session.get(url, headers={"Range": f"bytes={at}-{at + size - 1}"}) as response:
+        try:
+            proof = await self._introductions.to(sender, self._session)
+        except Unavailable as error:
+            raise ConnectionError(error.detail) from error
+        async with self._session.get(url, headers={"Range": f"bytes={at}-{at + size - 1}", **proof}) as response:
+            if response.status in {401, 403}:
+                self._introductions.refused(sender)
             if response.status == 404:
                 raise _Unusable("the sender has it no more")
             if response.status != 206:

@@ -7,7 +7,7 @@ here computes, and nothing here waits for that loop but the questions that it ha
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +15,14 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from veccluster.decisions.replication.messages import Message
+from veccluster.decisions.replication.events import Received
+from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.model.state import Member, Node, NodeId, ShardId
 from veccluster_node.peer import wire
 from veccluster_node.peer.client import Handler
 from veccluster_node.peer.links import Links
 from veccluster_node.peer.messages import AnyRequest, Reply
+from veccluster_node.peer.proofs import Doorkeeper, Introductions, Secret
 from veccluster_node.peer.server import PeerPort
 from veccluster_node.peer.snapshots import RATE, Transfers
 
@@ -39,8 +41,11 @@ class PeerThread:
         me: NodeId,
         *,
         members: Callable[[], Mapping[NodeId, Node]],
+        secret: Secret,
+        older: Callable[[], Collection[NodeId]] = tuple,
         answer: Handler,
-        deliver: Callable[[ShardId, Message], None],
+        deliver: Callable[[ShardId, Received], None],
+        allows: Callable[[ShardId, Header], bool],
         tick: Callable[[], None],
         directory: Callable[[ShardId, Member], Path | None],
         outgoing: Path,
@@ -49,14 +54,24 @@ class PeerThread:
     ) -> None:
         """`answer` runs on the loop that calls `start`, all others on the thread: they must return at once.
 
-        `deliver` is given what replicas send to this node's, `tick` is called every `heartbeat` seconds, `directory`
-        says where the open replica keeps its files that is this member and no other. `outgoing` is a directory for
-        snapshots, on the file system of the replicas; what is in it goes.
+        `older` is as for `Doorkeeper`. `deliver` is given what replicas send to this node's, `tick` is called every
+        `heartbeat` seconds, `directory` says where the open replica keeps its files that is this member and no other;
+        `allows` whether the sender of a header may be a replica's primary. `outgoing` is a directory for snapshots, on
+        the file system of the replicas; what is in it goes.
         """
-        self.links = Links(me, members)
+        introductions = Introductions(me, secret)
+        self.links = Links(me, members, introductions)
         self.transfers = Transfers(
-            self.links, members, directory=directory, deliver=deliver, outgoing=outgoing, rate=snapshot_rate
+            self.links,
+            members,
+            introductions,
+            directory=directory,
+            deliver=self._hand_over,
+            outgoing=outgoing,
+            rate=snapshot_rate,
         )
+        self._doorkeeper = Doorkeeper(me, secret, members, older)
+        self._allows = allows
         self._listener = listener
         self._me = me
         self._answer = answer
@@ -95,7 +110,13 @@ class PeerThread:
 
     async def _live(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        port = PeerPort(self._me, answer=self._ask_main, receive=self._receive, file=self.transfers.file)
+        port = PeerPort(
+            self._me,
+            doorkeeper=self._doorkeeper,
+            answer=self._ask_main,
+            receive=self._receive,
+            file=self.transfers.file,
+        )
         runner = web.AppRunner(port.application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         await self.links.open()
@@ -120,14 +141,19 @@ class PeerThread:
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answer(), self._main))
 
-    def _receive(self, shard: ShardId, message: wire.Received) -> None:
+    def _receive(self, node: NodeId, shard: ShardId, message: wire.Received) -> None:
         match message:
-            case wire.SnapshotOffer():
-                self.transfers.offered(shard, message)
+            case wire.SnapshotOffer(header=header):
+                if header.sender.node == node and self._allows(shard, header):
+                    self.transfers.offered(shard, message)
             case wire.SnapshotTaken():
-                self.transfers.taken(message)
+                self.transfers.taken(node, message)
             case _:
-                self._deliver(shard, message)
+                self._deliver(shard, Received(message, node))
+
+    def _hand_over(self, shard: ShardId, snapshot: Snapshot) -> None:
+        """It came from whom its offer came from."""
+        self._deliver(shard, Received(snapshot, snapshot.header.sender.node))
 
     async def _beat(self) -> None:
         assert self._loop is not None

@@ -37,6 +37,7 @@ from veccluster_node.query.asking import Asking, Wait
 from veccluster_node.query.atomic import AtomicWrite
 from veccluster_node.query.reads import Build, Positions, Read, showings
 from veccluster_node.query.writes import write
+from veccluster_node.storage.operations import check_size, size_of
 
 R = TypeVar("R", bound=m.Reply)
 Session = Mapping[ShardId, Position]
@@ -130,6 +131,7 @@ class Coordinator:
     ) -> Written:
         """Store a batch; `vectors` is float32 (n, dimension). Each shard takes its part whole or not at all."""
         rows = _rows_by_shard(collection, ids)
+        _check_sizes(rows, ids, vectors, metadata)
         requests = {
             n: m.Upsert(
                 shard=ShardId(collection.uuid, n),
@@ -156,6 +158,7 @@ class Coordinator:
         rows = _rows_by_shard(collection, ids)
         if len(rows) < 2:  # a shard takes its part whole or not at all anyway
             return await self.upsert(collection, ids, vectors, metadata, op_id, level)
+        _check_sizes(rows, ids, vectors, metadata)
         raw = np.ascontiguousarray(vectors, dtype="<f4")
         whole = xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((list(ids), raw.tobytes(), list(metadata))))
         parts = {
@@ -380,6 +383,18 @@ def _rows_by_shard(collection: Collection, ids: Sequence[str]) -> dict[int, list
     for row, number in enumerate(hashing.shards_of(ids, hashing.starts(collection.shards))):
         rows.setdefault(int(number), []).append(row)
     return rows
+
+
+def _check_sizes(
+    rows: Mapping[int, Sequence[int]],
+    ids: Sequence[str],
+    vectors: npt.NDArray[np.float32],
+    metadata: Sequence[bytes],
+) -> None:
+    """`PayloadTooLarge`, before anything is stored anywhere, if a shard could not take its part."""
+    for chosen in rows.values():
+        texts = sum(len(metadata[i]) for i in chosen)
+        check_size(size_of([ids[i] for i in chosen], texts, 4 * vectors.shape[1] * len(chosen)))
 
 
 def _positions(collection: Collection, applied: Iterable[Mapping[int, Position]]) -> dict[ShardId, Position]:

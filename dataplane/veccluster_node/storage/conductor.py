@@ -79,6 +79,8 @@ class Conductor:
             self.failure = StorageCorrupt(f"shard {spec.shard} is read-only: {recovered.broken}")
         self._broken = self.failure
         """Why it takes no more writes until it is opened again; `_broken` is one that opening again does not mend."""
+        self.in_parts: set[str] = set()
+        """Operations under way that are several records."""
         self.writes: dict[str, list[Future[Written]]] = {}
         self.standing = Standing(me)
         self.deciding = Deciding(self, spec.shard, surroundings, settings.decision_patience)
@@ -126,10 +128,10 @@ class Conductor:
         return self.rules.primary is not None and self.failure is None
 
     def _note_heard(self, event: on.Received) -> None:
-        now, message = time.monotonic(), event.message
-        if isinstance(message, ToPrimary):
-            self._heard[message.sender] = now
-        else:
+        now, sender, configuration = time.monotonic(), self.rules.hears(event), self.rules.configuration
+        if sender and isinstance(event.message, ToPrimary):
+            self._heard[sender] = now
+        elif sender and configuration and sender == configuration.primary:
             self._heard_primary = now
 
     def tick(self) -> None:
@@ -371,11 +373,14 @@ class Conductor:
     def _acknowledge(self, op_id: str, position: Position) -> None:
         if op_id not in self.writes:
             return
+        if op_id in self.in_parts and (whole := self.records.result_of(op_id)):
+            self._results[position.seq] = replace(whole, replayed=False)
         result = self._results.get(position.seq) or self.records.result_of(op_id)
         known = result and replace(result, epoch=position.epoch)
         self._resolve(op_id, known or OutcomeUnknown(_IN_THE_LOG))
 
     def _resolve(self, op_id: str, outcome: Written | VecClusterError) -> None:
+        self.in_parts.discard(op_id)
         for future in self.writes.pop(op_id, []):
             if future.done():
                 continue

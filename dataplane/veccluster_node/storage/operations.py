@@ -4,13 +4,14 @@ Every operation has a seq of its own, dense within the shard; a `Batch` is what 
 durable, applied and answered as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from veccluster.decisions.replication import atomic
+from veccluster.errors import PayloadTooLarge
 from veccluster.model.state import Revision, Seq
 
 if TYPE_CHECKING:
@@ -84,9 +85,25 @@ LoggedOp = Upsert | Delete | Nothing | Prepare | Decide
 
 @dataclass(frozen=True, slots=True)
 class DeleteWhere:
-    """Delete what `filter` matches in the state that all earlier operations leave behind."""
+    """Delete what `filter` matches in the state that all earlier operations leave behind.
+
+    It may be several records, in a row. The last has its operation id; the ids of the others begin with it.
+    """
 
     filter: "Filter"
+
+
+def part_id(op_id: str, after: Seq) -> str:
+    """The operation id of a record of a delete by filter that is not its last, if the log ended at `after` before."""
+    return f"{op_id}{_PART}{after}"
+
+
+def parts_of(op_id: str) -> tuple[str, str]:
+    """Where such ids begin and end, in the order of texts."""
+    return op_id + _PART, op_id + _PART[:-1] + "!"
+
+
+_PART = " part "
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -98,6 +115,42 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     time_ns: int
     op_id: str
     ops: tuple[LoggedOp, ...]
+
+
+LARGEST_RECORD = 128 << 20
+"""Bytes of one record's operations. Whatever a record goes through on its way to a follower takes one of this size:
+what may wait for a peer, a frame, the follower's queue."""
+_OVERHEAD = 32
+"""More than what encoding adds to an operation."""
+
+
+def size_of(ids: Sequence[str], *parts: int) -> int:
+    """At least what operations on these ids take in a record, with so many bytes of vectors and metadata."""
+    return sum(map(len, map(str.encode, ids))) + _OVERHEAD * len(ids) + sum(parts)
+
+
+def check_size(size: int, largest: int = LARGEST_RECORD) -> None:
+    """`PayloadTooLarge` for operations that no record can hold: no follower would take it."""
+    if size > largest:
+        raise PayloadTooLarge(
+            f"the part of this batch that belongs to one shard takes {size} bytes, and a shard takes at most {largest} "
+            "at once; nothing was stored; send it in several requests"
+        )
+
+
+def in_parts(ids: Sequence[str], most: int) -> Iterator[list[str]]:
+    """The ids, cut so that the operations on each part take at most `most` bytes, or are a single one."""
+    part: list[str] = []
+    size = 0
+    for id_ in ids:
+        more = size_of([id_])
+        if part and size + more > most:
+            yield part
+            part, size = [], 0
+        part.append(id_)
+        size += more
+    if part:
+        yield part
 
 
 class _Head(msgspec.Struct, frozen=True, array_like=True):

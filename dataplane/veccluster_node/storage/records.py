@@ -12,6 +12,7 @@ forgets its beginning.
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import google_crc32c
 import numpy as np
 import xxhash
 
+from veccluster.decisions import repetitions
 from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, to_sql
 from veccluster.decisions.replication.atomic import Batch as Part
 from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
@@ -33,14 +35,24 @@ from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
 from veccluster_node.storage.files import reason
 from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
-from veccluster_node.storage.operations import Batch, Decide, Delete, Nothing, Prepare, Record, Upsert, Written
+from veccluster_node.storage.operations import (
+    Batch,
+    Decide,
+    Delete,
+    Nothing,
+    Prepare,
+    Record,
+    Upsert,
+    Written,
+    parts_of,
+)
 
 FORMAT = 1
 ROWS = "records.sqlite"
 SUSPECT = "records.suspect"
 """While a file of this name is there, the rows are not trusted: opening makes them anew."""
 _T = TypeVar("_T")
-_KEPT_OPERATIONS = 100_000
+_SINCE = "operations_since"
 _CHUNK = 500
 _DISK_FAILURES = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
@@ -155,12 +167,14 @@ class Records:
         filterable: Sequence[str] = (),
         check_below: int = 512 << 20,
         history: Lineage = EMPTY,
+        kept: int = repetitions.KEPT,
     ) -> None:
         """Open or create; `StorageCorrupt` when the file is damaged (checked whole when smaller than `check_below`
         bytes). `number` is the shard's. `history` is what the log knows: it fills in for rows from before lineages
-        were kept.
+        were kept. `kept` operations are remembered however old they are.
         """
         self.path = path
+        self._kept = kept
         self.lineage = EMPTY
         """Which epoch wrote what was applied."""
         self.ledger: Ledger
@@ -194,6 +208,7 @@ class Records:
         db.executescript(_SCHEMA + LEDGER_SCHEMA)
         db.execute(f"PRAGMA user_version={FORMAT}")
         self._index(filterable)
+        self._know_since()
         self.applied_seq = self._meta("applied_seq")
         self.epoch = self._meta("epoch")
         self.live = self._meta("live")
@@ -205,6 +220,14 @@ class Records:
             self.digests = Digests(db, self.applied_seq)
         if self.digests.rows != self.live:
             raise StorageCorrupt(f"{self.path.name} is damaged: digests of {self.digests.rows} rows, not {self.live}")
+
+    def _know_since(self) -> None:
+        """In a file from before that was kept: what is forgotten was older than what is not."""
+        if self._db.execute("SELECT 1 FROM meta WHERE key=?", (_SINCE,)).fetchone():
+            self._since = self._meta(_SINCE)
+            return
+        first, oldest = self._db.execute("SELECT min(first_seq), min(time_ns) FROM operations").fetchone()
+        self._know(repetitions.since_without(oldest) if first and first > 1 else 0)
 
     def _know_lineage(self, history: Lineage) -> None:
         """Read it, or work it out: what nobody knows the epoch of counts as written in the first that is known."""
@@ -334,16 +357,41 @@ class Records:
                 for w, (_, batch) in zip(changes.results, batches, strict=True)
             ],
         )
-        if changes.applied_seq // _KEPT_OPERATIONS > self.applied_seq // _KEPT_OPERATIONS:
-            self._db.execute(
-                "DELETE FROM operations WHERE last_seq <= "
-                "(SELECT last_seq FROM operations ORDER BY last_seq DESC LIMIT 1 OFFSET ?)",
-                (_KEPT_OPERATIONS,),
-            )
-            self._tables.prune()
+        if changes.applied_seq // self._kept > self.applied_seq // self._kept:
+            self._forget(batches[-1][1].time_ns)
         live = self.live + len(changes.born) - len(changes.died)
         as_of = {digests.AS_OF: changes.applied_seq}
         self._set_meta(applied_seq=changes.applied_seq, epoch=batches[-1][0].epoch, live=live, **as_of)
+
+    def _forget(self, newest: int) -> None:
+        """Forget operations that are neither among the newest nor young (decisions/repetitions.py)."""
+        before = repetitions.forgettable(newest, time.time_ns())
+        beyond = self._db.execute(
+            "SELECT last_seq FROM operations ORDER BY last_seq DESC LIMIT 1 OFFSET ?", (self._kept,)
+        ).fetchone()
+        if beyond is None:
+            return
+        young = self._db.execute(
+            "SELECT last_seq FROM operations WHERE time_ns >= ? ORDER BY last_seq LIMIT 1", (before,)
+        ).fetchone()
+        last = min(beyond[0], young[0] - 1 if young else beyond[0])
+        if self._db.execute("DELETE FROM operations WHERE last_seq <= ?", (last,)).rowcount:
+            self._know(max(self._since, repetitions.since_without(before)))
+            self._tables.prune()
+
+    def known_since(self, now: int) -> int:
+        """Every operation whose id was made at this time or later, and that was applied, is remembered.
+
+        One that no clock can have meant would refuse everything for ever: then it is now.
+        """
+        if self._since > now + repetitions.FARTHEST:
+            with self._transaction():
+                self._know(now)
+        return self._since
+
+    def _know(self, since: int) -> None:
+        self._since = since
+        self._set_meta(**{_SINCE: since})
 
     def _delete(self, seqs: Sequence[int]) -> list[Checked]:
         """Delete rows; what they were."""
@@ -375,9 +423,12 @@ class Records:
         lineage: Lineage,
         latest: Mapping[int, Seq] = {},
         prepares: Iterable[Record] = (),
+        since: int = 0,
     ) -> None:
         """Fill an empty file with rows (seq, id, metadata, vector) as they were known at `applied_seq`; `prepares` are
         the records of the batches over several shards that were not decided then, `latest` is as in `Showing`.
+
+        The operations that led there are not remembered; the last of them was noted at `since`.
         """
         epoch, ledger = lineage.newest, self.ledger.copy()
         with self._transaction():
@@ -387,6 +438,7 @@ class Records:
             failpoints.hit("records.restore")
             (self.live,) = self._db.execute("SELECT count(*) FROM records").fetchone()
             self._set_meta(applied_seq=applied_seq, epoch=epoch, live=self.live, **{digests.AS_OF: applied_seq})
+            self._know(repetitions.since_without(since) if since else 0)
             self._add_runs(lineage.runs)
         self.digests.commit(applied_seq, applied_seq)
         self.applied_seq, self.epoch, self.lineage, self.ledger = applied_seq, epoch, lineage, ledger
@@ -396,7 +448,12 @@ class Records:
         row = self._db.execute(
             "SELECT first_seq, last_seq, upserted, deleted FROM operations WHERE op_id=?", (op_id,)
         ).fetchone()
-        return Written(row[0], row[1], row[2], row[3], replayed=True) if row else None
+        if row is None:
+            return None
+        (of_parts,) = self._db.execute(
+            "SELECT coalesce(sum(deleted), 0) FROM operations WHERE op_id >= ? AND op_id < ?", parts_of(op_id)
+        ).fetchone()
+        return Written(row[0], row[1], row[2], row[3] + of_parts, replayed=True)
 
     def time_of(self, seq: int) -> int | None:
         """When the batch that ends at `seq` was asked for, as long as that is remembered; nanoseconds since 1970."""

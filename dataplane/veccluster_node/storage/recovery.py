@@ -9,6 +9,7 @@ shard, a copy that is `damaged` is not worth a person's time: it is to be fetche
 Nothing of the log is applied here: what is behind the rows may never have been committed (10).
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -179,13 +180,13 @@ class Recovery:
     # -- rows
 
     def _open_records(self, log: Log, shelf: Shelf) -> Records:
-        path, suspect, number = self.path / ROWS, self.path / SUSPECT, self.spec.shard.number
+        path, suspect = self.path / ROWS, self.path / SUSPECT
         why = f"a checksum in {ROWS} did not hold" if suspect.exists() else None
         if why is None and not path.exists() and (log.first_seq > 1 or shelf.current.generations):
             why = f"{ROWS} is missing"
         if why is None:
             try:
-                return Records(path, number=number, filterable=self.spec.filterable, history=log.lineage)
+                return self._records(path, history=log.lineage)
             except StorageCorrupt as error:
                 if "is newer than" in error.detail:
                     raise
@@ -197,13 +198,17 @@ class Recovery:
         suspect.unlink()
         return records
 
+    def _records(self, path: Path, history: Lineage = EMPTY) -> Records:
+        spec, kept = self.spec, self.settings.operations_kept
+        return Records(path, number=spec.shard.number, filterable=spec.filterable, history=history, kept=kept)
+
     def _rebuild_records(self, path: Path, log: Log, shelf: Shelf, why: str) -> Records:
         """Make the rows from the newest list of generations that is whole; the log behind it is replayed later."""
         if log.torn:
             self._doubt(_END_UNKNOWN.format(seq=log.last_seq))
         for file in self.path.glob(f"{ROWS}*"):
             file.replace(file.with_name(f"damaged-{file.name}"))
-        records = Records(path, number=self.spec.shard.number, filterable=self.spec.filterable)
+        records = self._records(path)
         for names in (shelf.current.generations, shelf.current.previous, ()):
             whole = self._open_whole(shelf, names)
             if whole is None:
@@ -218,6 +223,7 @@ class Recovery:
                 lineage=whole[-1].manifest.history() if whole else EMPTY,
                 latest=whole[-1].manifest.latest if whole else {},
                 prepares=[next(log.read(at - 1, at)) for at in undecided],
+                since=_noted_at(log, through),
             )
             self._warn(
                 "records_rebuilt",
@@ -314,6 +320,14 @@ def _segments(snapshot: Snapshot, seqs: U64, dimension: int) -> Iterator[Segment
 def recover(path: Path, spec: ReplicaSpec, settings: StorageSettings) -> Recovered:
     """Open the shard in directory `path`, or make an empty one."""
     return Recovery(path, spec, settings).run()
+
+
+def _noted_at(log: Log, through: int) -> int:
+    """A time that no operation up to `through` was noted after, as far as the log says; 0 if there were none."""
+    if not through:
+        return 0
+    near = (r.time_ns for r in log.read(max(through, log.first_seq) - 1, log.last_seq))
+    return next(near, time.time_ns())
 
 
 def _living_rows(whole: Sequence[Generation]) -> Iterator[tuple[int, str, bytes, bytes]]:

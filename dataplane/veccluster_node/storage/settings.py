@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from veccluster.decisions import repetitions
 from veccluster.decisions.generations import GenerationLimits
 from veccluster.model.state import IndexParameters, Metric, ShardId
+from veccluster_node.storage.operations import LARGEST_RECORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,12 @@ class StorageSettings:
     """Most of one write to the log."""
     queue_bytes: int = 256 << 20
     """Writes waiting beyond this are refused."""
+    record_bytes: int = LARGEST_RECORD
+    """Most of what one batch does in one shard."""
+    delete_bytes: int = 4 << 20
+    """Most of one record of a delete by filter, which is cut into as many as it takes."""
+    operations_kept: int = repetitions.KEPT
+    """Newest operations that are remembered however old they are; all are for `repetitions.KEPT_FOR`."""
     full_at: float = 0.95
     """From this part of the disk on, upserts are refused."""
     reserve: int = 1 << 20

@@ -17,13 +17,22 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import structlog
 
+from veccluster.decisions import repetitions
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Standing
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.messages import Replicate
 from veccluster.decisions.replication.values import Member, Position
-from veccluster.errors import InsufficientStorage, InvalidRequest, OutcomeUnknown, Unavailable, VecClusterError
+from veccluster.errors import (
+    InsufficientStorage,
+    InvalidRequest,
+    OperationForgotten,
+    OutcomeUnknown,
+    Unavailable,
+    VecClusterError,
+)
 from veccluster.model.state import Seq, WriteConsistency
+from veccluster_node.storage import failpoints
 from veccluster_node.storage.conductor import Conductor
 from veccluster_node.storage.deciding import Settling
 from veccluster_node.storage.distance import unusable
@@ -37,12 +46,17 @@ from veccluster_node.storage.operations import (
     Prepare,
     Upsert,
     Written,
+    check_size,
     encode_batch,
+    in_parts,
+    part_id,
 )
 from veccluster_node.storage.recovery import Recovered
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.surroundings import Reading, Surroundings
 
+SAY_EVERY = 10.0
+"""Seconds between two complaints about records that find no room."""
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
@@ -120,6 +134,8 @@ class Writer:
         self._changed = threading.Condition()
         self._closing = False
         self._synced = 0.0
+        self._dropped = -SAY_EVERY
+        """When it was last said that records from the primary found no room."""
         self._conductor.make_room = self._make_room
         self._thread = threading.Thread(target=self._run, name=f"writer-{spec.shard}", daemon=True)
         self._keep_reserve()
@@ -179,8 +195,17 @@ class Writer:
         size = 0
         if isinstance(event, on.Received) and isinstance(event.message, Replicate):
             size = sum(len(r.payload) for r in event.message.records)
-        with suppress(Unavailable):
+        try:
             self._put(_Event(event, size), bounded=bool(size))
+        except Unavailable as error:
+            if size and not self._closing:
+                self._say_dropped(size, error)
+
+    def _say_dropped(self, size: int, why: Unavailable) -> None:
+        now = time.monotonic()
+        if now >= self._dropped + SAY_EVERY:
+            self._dropped = now
+            _log.warning("records_dropped", shard=str(self._spec.shard), bytes=size, reason=why.detail)
 
     def read(self, reading: Reading) -> Future[Position]:
         """Queue a request for leave to read."""
@@ -211,7 +236,8 @@ class Writer:
         with self._changed:
             if self._closing:
                 raise Unavailable("the shard is being closed")
-            if bounded and self._pending + size > self._settings.queue_bytes:
+            # A single one is always taken, however large: it would never find more room.
+            if bounded and self._pending and self._pending + size > self._settings.queue_bytes:
                 raise Unavailable(f"{self._pending} bytes of writes are waiting already")
             self._queue.append(item)
             self._pending += size
@@ -380,19 +406,64 @@ class Writer:
     def _payload(self, write: _Write) -> tuple[bytes, int]:
         if self._conductor.rules.primary is None:
             return b"", 1  # the rules refuse it
-        ops = self._resolve(write.ops)
+        self._refuse_forgotten(write.op_id, write.time_ns)
+        ops = self._last_part(write, write.ops) if isinstance(write.ops, DeleteWhere) else write.ops
         if self._full:
             if any(isinstance(op, Upsert) for op in ops):
                 raise self._no_room()
             self._make_room()
-        return encode_batch(write.time_ns, write.op_id, ops), len(ops)
+        return self._encoded(repetitions.noted(write.op_id, write.time_ns), write.op_id, ops), len(ops)
+
+    def _encoded(self, time_ns: int, op_id: str, ops: Sequence[LoggedOp]) -> bytes:
+        """The one way into the log for what clients ask."""
+        payload = encode_batch(time_ns, op_id, ops)
+        check_size(len(payload), self._settings.record_bytes)
+        return payload
+
+    def _last_part(self, write: _Write, where: DeleteWhere) -> Sequence[LoggedOp]:
+        """What is left to do of a delete by filter when all of its records but the last are in the log.
+
+        A record is never larger than others can take. The names of those before the last are used once: what matches
+        is looked for anew when a repetition does not find the last one.
+        """
+        state = self._conductor
+        journal = state.rules.journal
+        *parts, last = list(in_parts(state.records.ids_matching(where.filter), self._settings.delete_bytes)) or [[]]
+        if parts and self._full:
+            self._make_room()
+        began = journal.last
+        for ids in parts:
+            at, op_id = journal.last, part_id(write.op_id, journal.last)
+            time_ns = repetitions.noted(write.op_id, write.time_ns)
+            payload = self._encoded(time_ns, op_id, [Delete(i) for i in ids])
+            state.handle(on.Write(op_id, len(ids), payload, write.level))
+            failpoints.hit("writer.part")
+            if state.failure or journal.last == at:
+                break
+        else:
+            if parts:
+                state.in_parts.add(write.op_id)
+            return [Delete(i) for i in last] or [Nothing()]
+        if journal.last > began or state.failure:
+            raise OutcomeUnknown(f"shard {self._spec.shard}: only a part of what matches was ordered; ask again")
+        return [Nothing()]  # the rules refuse this one too
 
     def _prepared(self, write: _Preparing) -> bytes:
         if self._conductor.failure:
             raise type(self._conductor.failure)(self._conductor.failure.detail)
         if self._full:
             raise self._no_room()
-        return encode_batch(write.time_ns, write.ops.batch.prepare_id, (write.ops,))
+        self._refuse_forgotten(write.ops.operation, write.time_ns)
+        time_ns = repetitions.noted(write.ops.operation, write.time_ns)
+        return self._encoded(time_ns, write.ops.batch.prepare_id, (write.ops,))
+
+    def _refuse_forgotten(self, operation: str, now: int) -> None:
+        """Take on nothing that may have been carried out before and is not remembered any more (14)."""
+        if repetitions.is_forgotten(operation, self._conductor.records.known_since(now)):
+            raise OperationForgotten(
+                f"shard {self._spec.shard}: the operation id was made before what is remembered here; this request did "
+                "nothing, and nobody knows what became of earlier ones: look, and use a new id (or a clock is wrong)"
+            )
 
     def _no_room(self) -> InsufficientStorage:
         return InsufficientStorage(f"the disk is {self._settings.full_at:.0%} full; deletes and reads go on")
@@ -401,11 +472,6 @@ class Writer:
         """So that what deletes, or what decides about what is stored already, can still be logged."""
         if self._full:
             self._reserve.unlink(missing_ok=True)
-
-    def _resolve(self, ops: Sequence[LoggedOp] | DeleteWhere) -> Sequence[LoggedOp]:
-        if not isinstance(ops, DeleteWhere):
-            return ops
-        return [Delete(i) for i in self._conductor.records.ids_matching(ops.filter)] or [Nothing()]
 
     def _give_up(self, group: Sequence[_Item], error: VecClusterError) -> None:
         """Answer whoever still waits: what was not ordered is not stored, of the rest nobody knows."""

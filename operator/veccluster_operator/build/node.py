@@ -92,7 +92,7 @@ def _container(cluster: VecCluster, context: Context) -> dict[str, Any]:
         "imagePullPolicy": cluster.spec.image_pull_policy,
         "command": ["veccluster-node"],
         "args": [word for option in arguments.items() for word in option],
-        "env": [dict(pods.POD_NAME)],
+        "env": [dict(pods.POD_NAME), dict(pods.PEER_HOST)],
         "ports": [
             {"name": "http", "containerPort": names.CLIENT_PORT, "protocol": "TCP"},
             {"name": "peer", "containerPort": names.PEER_PORT, "protocol": "TCP"},

@@ -30,6 +30,13 @@ POD_NAME: Final[Mapping[str, Any]] = {
 }
 """The pod's name as a variable, which `$(POD_NAME)` in a command stands for."""
 
+PEER_HOST: Final[Mapping[str, Any]] = {
+    "name": "VECCLUSTER_PEER_HOST",
+    "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
+}
+"""Where a node listens for the others: at the pod's address and no other. A variable, since images of before know no
+argument for it."""
+
 SCRATCH: Final[Mapping[str, Any]] = {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}
 SCRATCH_MOUNT: Final[Mapping[str, Any]] = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - the pod's own
 

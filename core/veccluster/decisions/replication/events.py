@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from veccluster.decisions.replication.messages import Message
 from veccluster.decisions.replication.values import NOTHING, Configuration, Member
-from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
+from veccluster.model.state import NodeId, ReadConsistency, Seq, WriteConsistency
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message arrived."""
+    """A message arrived from a node that has proved to be `source`, whoever the message says that it is from."""
 
     message: Message
+    source: NodeId
 
 
 @dataclass(frozen=True, slots=True)

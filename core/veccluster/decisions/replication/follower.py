@@ -17,7 +17,7 @@ from veccluster.decisions.replication.messages import (
     Replicate,
     Snapshot,
 )
-from veccluster.decisions.replication.values import EMPTY, Member, Record
+from veccluster.decisions.replication.values import EMPTY, Configuration, Member, Record
 from veccluster.model.state import Epoch, Seq
 
 
@@ -36,13 +36,13 @@ class Follower:
         self._primary: Member | None = None
         self._confirm = 0
 
-    def received(self, message: FromPrimary) -> Iterator[do.Effect]:
-        """Take what a primary sent."""
+    def received(self, message: FromPrimary, known: Configuration) -> Iterator[do.Effect]:
+        """Take what the primary sent, if it is that: by `known`, whose epoch is no lower than the message's (16)."""
         header = message.header
-        if header.to != self.me:
-            return  # for another disk of this node
-        if self._is_over(header.epoch):
-            yield do.Send(header.sender, Rejected(self.journal.epoch, self.me))
+        if self._is_over(header.epoch, known):
+            yield do.Send(header.sender, Rejected(max(self.journal.epoch, known.epoch), self.me))
+            return
+        if not self._is_primary(header, known):
             return
         if header.holds > self.journal.last:
             yield do.Diverged(f"its log ends at seq {self.journal.last}, and it had {header.holds} durably")
@@ -71,8 +71,11 @@ class Follower:
         yield from self._accept()
         yield from self.journal.apply(self.commit)
 
-    def _is_over(self, epoch: Epoch) -> bool:
-        return epoch < self.journal.epoch
+    def _is_over(self, epoch: Epoch, known: Configuration) -> bool:
+        return epoch < max(self.journal.epoch, known.epoch)
+
+    def _is_primary(self, header: Header, known: Configuration) -> bool:
+        return header.sender == known.primary
 
     def _agreed(self, header: Header) -> Seq:
         return self.journal.lineage.agrees_with(header.lineage, self.journal.last)

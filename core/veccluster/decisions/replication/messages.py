@@ -78,3 +78,8 @@ class Contradicted:
 FromPrimary = Replicate | Snapshot
 ToPrimary = Accepted | Rejected | Contradicted
 Message = FromPrimary | ToPrimary
+
+
+def sender_of(message: Message) -> Member:
+    """Whom a message says that it is from."""
+    return message.header.sender if isinstance(message, FromPrimary) else message.sender

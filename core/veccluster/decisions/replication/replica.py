@@ -13,10 +13,10 @@ from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.follower import Follower
 from veccluster.decisions.replication.journal import Journal, Recovered
-from veccluster.decisions.replication.messages import Accepted, Message, Rejected, ToPrimary
+from veccluster.decisions.replication.messages import Accepted, FromPrimary, Rejected, ToPrimary, sender_of
 from veccluster.decisions.replication.primary import Primary
-from veccluster.decisions.replication.values import NO_REVISION, Configuration, Member
-from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq
+from veccluster.decisions.replication.values import NO_EPOCH, NO_REVISION, Configuration, Member
+from veccluster.model.state import Epoch, NodeId, ReadConsistency, Revision, Seq
 
 
 class Replica:
@@ -36,6 +36,10 @@ class Replica:
         self._claim: Epoch | None = None
         """The epoch that etcd gave to this replica and that is being stored, to be served then."""
         self._swapping = False
+        self._has_asked = False
+        self._outbid = NO_EPOCH
+        """The highest epoch that a member has promised itself to. etcd has it, unless it was put back to what it held
+        before; then the next epoch is one that is beyond it."""
 
     @property
     def commit(self) -> Seq:
@@ -61,8 +65,8 @@ class Replica:
                     self.primary.forget(request)
             case on.Read():
                 yield from self._read(event)
-            case on.Received(message):
-                yield from self._received(message)
+            case on.Received():
+                yield from self._received(event)
             case on.Seen(configuration):
                 yield from self._seen(configuration)
             case on.Trimmed(first):
@@ -78,6 +82,7 @@ class Replica:
             case on.Synced(ticket):
                 yield from self._synced(ticket)
             case on.Tick():
+                self._has_asked = False
                 yield from self.primary.tick(event) if self.primary else self._take_up()
             case on.Answered():
                 yield from self._answered(event)
@@ -100,35 +105,66 @@ class Replica:
     def _shows(self, at_least: Seq) -> bool:
         return self.journal.applied >= at_least
 
-    def _received(self, message: Message) -> Iterator[do.Effect]:
-        if self.broken:
+    # -- messages, of which only those count that the shard's record allows (16)
+
+    def hears(self, event: on.Received) -> Member | None:
+        """Of which member a message is a sign of life: who has sent it, if that is a member by the shard's record."""
+        sender = sender_of(event.message)
+        return sender if self._is_from(sender, event.source) and self._is_member(sender) else None
+
+    def _is_from(self, member: Member, source: NodeId) -> bool:
+        return member.node == source
+
+    def _received(self, event: on.Received) -> Iterator[do.Effect]:
+        message = event.message
+        if self.broken or not self._is_from(sender_of(message), event.source):
             return
         if isinstance(message, ToPrimary):
             yield from self._heard(message)
+        elif message.header.to == self.me:  # and not another disk of this node
+            yield from self._told(message)
+
+    def _told(self, message: FromPrimary) -> Iterator[do.Effect]:
+        now, epoch = self.configuration, message.header.epoch
+        if now is None or not self._has_begun(epoch, now):
+            yield from self._ask()
             return
-        epoch = message.header.epoch
-        if self.primary and self._ends(self.primary, epoch):
-            yield from self._step_down(Why.fenced)
         if self._claim is not None and epoch > self._claim:
             self._claim = None
         if self.primary is None or epoch < self.primary.epoch:
-            for effect in self._follower.received(message):
+            for effect in self._follower.received(message, now):
                 self.broken |= isinstance(effect, do.Diverged)
                 yield effect
+
+    def _has_begun(self, epoch: Epoch, now: Configuration) -> bool:
+        return epoch <= now.epoch
+
+    def _ask(self) -> Iterator[do.Effect]:
+        """Read what etcd says, at most once between two ticks, however much is heard that it may not know."""
+        if not self._has_asked:
+            self._has_asked = True
+            yield do.ReadConfiguration()
 
     def _heard(self, message: ToPrimary) -> Iterator[do.Effect]:
         if self.primary is None:
             return
         if isinstance(message, Rejected):
-            if self._ends(self.primary, message.epoch):
+            if self._may_reject(message.sender) and self._ends(self.primary, message.epoch):
+                self._outbid = max(self._outbid, message.epoch)
                 yield from self._step_down(Why.fenced)
-                yield do.ReadConfiguration()
+                yield from self._ask()
         elif why := self.primary.disproof(message):
             self.broken = True
             yield from self._step_down(Why.disk)
             yield do.Diverged(why)
         elif isinstance(message, Accepted):
             yield from self.primary.accepted(message)
+
+    def _may_reject(self, member: Member) -> bool:
+        return self._is_member(member)
+
+    def _is_member(self, member: Member) -> bool:
+        return self.configuration is not None and member in self.configuration.in_sync | self.configuration.learners
 
     @staticmethod
     def _ends(primary: Primary, epoch: Epoch) -> bool:
@@ -179,7 +215,8 @@ class Replica:
                 yield from self._serve(now)
         elif not self._swapping and self._must_renew(now):
             self._swapping = True
-            yield do.Swap(replace(now, epoch=Epoch(now.epoch + 1), revision=NO_REVISION), now.revision)
+            after = max(now.epoch, self.journal.epoch, self._outbid)
+            yield do.Swap(replace(now, epoch=Epoch(after + 1), revision=NO_REVISION), now.revision)
 
     def _is_mine(self, now: Configuration) -> bool:
         """Whether it names this replica, on this disk, in sync (6)."""
