@@ -14,10 +14,10 @@ import structlog
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
 from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
-from veccluster_node.storage import builder, epochs, failpoints
+from veccluster_node.storage import builder, epochs, failpoints, snapshots
 from veccluster_node.storage.log import Log
 from veccluster_node.storage.operations import Record, encode_batch
-from veccluster_node.storage.records import ROWS, copy_to, make_durable
+from veccluster_node.storage.records import ROWS
 from veccluster_node.storage.recovery import recover
 from veccluster_node.storage.replica import Query
 
@@ -540,8 +540,7 @@ def test_a_disk_that_cannot_be_read_makes_reads_unavailable_until_it_can(tmp_pat
             lambda: replica.search(Query(np.ones((1, 8), "<f4"), 1)),
             lambda: replica.get(["a"]),
             lambda: replica.list_ids(None, 1, None),
-            lambda: copy_to(rows, tmp_path / "copy"),
-            lambda: make_durable(tmp_path / "nowhere" / ROWS),
+            lambda: snapshots.export(tmp_path / "s", tmp_path / "out"),
         )
         for read in reads:
             with pytest.raises(Unavailable, match=r"^the disk failed: unable to open database file$"):

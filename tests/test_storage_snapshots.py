@@ -81,7 +81,7 @@ def check_installed(root, offered):
 
 def test_an_empty_replica_becomes_what_the_other_one_is(source, exported, tmp_path):
     path, offered = exported
-    assert {name.split("/")[0] for name in offered.files} == {"records.sqlite", "CURRENT", "generations"}
+    assert {name.split("/")[0] for name in offered.files} == {"records.part", "CURRENT", "generations"}
     incoming = receive(path, tmp_path / "empty")
     snapshots.verify(incoming, offered)
     snapshots.stage(tmp_path / "empty", offered)

@@ -157,7 +157,7 @@ async def test_a_file_that_stays_damaged_is_given_up_told_to_the_sender_and_offe
         offered = export(root, into)
         exported.append(into.name)
         if len(exported) == 1:
-            with (into / "records.sqlite").open("r+b") as file:
+            with (into / "records.part").open("r+b") as file:
                 file.write(b"X")
         return offered
 
@@ -199,7 +199,7 @@ async def test_a_primary_that_begins_anew_need_not_send_again_what_is_there(tmp_
             size = message.content.size
         generation = next(p for p in message.content.files if p.endswith("records.arrow"))
         b.thread.transfers._receiver._delivered.clear()
-        (root / INCOMING / "records.sqlite").write_bytes(b"half of it")
+        (root / INCOMING / "records.part").write_bytes(b"half of it")
         async with End(0, members, tmp_path) as a, wire(a) as cable:
             message = await offer(a, b, primary)
             assert cable.carried < size - 0.9 * message.content.files[generation].size

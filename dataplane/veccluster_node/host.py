@@ -36,7 +36,7 @@ from veccluster_node.measures import Measures
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
 from veccluster_node.storage import operations, search
-from veccluster_node.storage.files import disk_usage
+from veccluster_node.storage.files import disk_usage, make_directory, sync_directory
 from veccluster_node.storage.inspection import Inspection
 from veccluster_node.storage.replica import Replica
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
@@ -123,7 +123,7 @@ class ShardHost:
         self._hosted: dict[ShardId, Hosted] = {}
         self._alone: dict[ShardId, asyncio.Lock] = {}
         """Held while a directory is opened, looked into or deleted: by one at a time."""
-        self._dir.mkdir(parents=True, exist_ok=True)
+        make_directory(self._dir)
         for half_deleted in self._dir.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
 
@@ -224,6 +224,7 @@ class ShardHost:
         def remove() -> None:
             if (path := self._dir / str(shard)).exists():
                 path.rename(doomed)
+                sync_directory(self._dir)
             shutil.rmtree(doomed, ignore_errors=True)
 
         await self._run(remove)

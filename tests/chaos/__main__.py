@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos import arena, clocks, nemeses, report
+from chaos import arena, checkpoints, clocks, nemeses, report
 from chaos.damage import DAMAGES
 from chaos.machines import Cluster, NotRecovered
 from chaos.run import Asked, Run, Tally
@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="veccluster-chaos-", ignore_cleanup_errors=True) as base:
         jumps = given.nemesis in {"clock", "mixed"} and clocks.missing() is None
-        cluster = Cluster(Path(base), given.nodes, given.factor, SPEC | given.spec, clocks=jumps)
+        spec = (checkpoints.SPEC if given.nemesis == "checkpoint" else SPEC) | given.spec
+        cluster = Cluster(Path(base), given.nodes, given.factor, spec, clocks=jumps)
         try:
             cluster.start()
             tally = asyncio.run(Run(cluster, asked, keep, say).all())

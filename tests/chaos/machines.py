@@ -229,7 +229,7 @@ class Cluster:
         self.size = size
         self.factor = factor
         self.clocks = clocks
-        self.spec = {"nodes": size, **({"replicationFactor": factor} if factor > 1 else {}), **spec}
+        self.spec = {"nodes": size, "replicationFactor": factor, **spec}
         self.etcd: list[Member] = []
         self.etcd.extend([Member(base, n, self) for n in range(3)])
         self.nodes = [Node(base, n, self) for n in range(size)]

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import requests
 
-from chaos import clocks, forging
+from chaos import checkpoints, clocks, forging
 from chaos.arena import CLIENTS, Direction
 from chaos.machines import NAME, Cluster, Member, Node, NotRecovered
 from veccluster import operation_ids
@@ -480,6 +480,7 @@ NEMESES: dict[str, Callable[[Scene], None]] = {
     "broken-disk": broken_disk,
     "disk": disk,
     "power": power,
+    "checkpoint": checkpoints.checkpoint,
     "clock": clock,
     "wipe": wipe,
     "oversized-delete": oversized_delete,

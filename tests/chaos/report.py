@@ -51,6 +51,10 @@ FIGURES = (
         "make chaos NEMESIS=power CYCLES=200", "power", 200, _lost,
     ),
     Figure(
+        "50 power cuts while the rows are read and the log is cut: writes lost", "0",
+        "make chaos NEMESIS=checkpoint CYCLES=50", "checkpoint", 50, _lost,
+    ),
+    Figure(
         "200 partitions: lost writes; two operations at one place of a log", "0; 0",
         "make chaos NEMESIS=partition CYCLES=200", "partition", 200, _lost,
     ),

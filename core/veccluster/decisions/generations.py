@@ -7,6 +7,10 @@ that copies at most `copies_per_row` rows for each new one, the largest of the m
 are added to it, and what is larger is left alone: each vector enters a graph about once for each factor of
 `copies_per_row` in size.
 
+What is deleted must leave the disk, too. So the tail is also built when the log is much larger than what there is
+(sending everything would then be cheaper than sending the log), the list before the one in use is dropped when it holds
+mostly what is deleted, and no build begins that would fill the disk.
+
 Pure: sizes in, one action out; deciding again on its result does nothing.
 """
 
@@ -44,6 +48,22 @@ class ShardState:
     tail_operations: int
     """Seqs behind the newest generation: rows, deletions, and what neither shows any more."""
     log_bytes: int
+    """Of the log behind the newest generation."""
+    all_log_bytes: int = 0
+    row_bytes: int = 0
+    """Of all living rows, as the file of rows holds them."""
+    list_bytes: int = 0
+    """Of the generations in use."""
+    spare_bytes: int = 0
+    """Of those that only the list before names."""
+    spare_log_bytes: int = 0
+    """Of the log that is kept only since the list before ends earlier."""
+    graph_bytes: int = 0
+    """Of one row in a graph."""
+    room: int | None = None
+    """Bytes that are free on the disk, if that is to count."""
+    disk: int = 0
+    """Bytes of the whole disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +81,13 @@ class GenerationLimits:
     max_generations: int = 4
     max_wasted: float = 0.25
     log_bytes: int = 256 << 20
+    spare_bytes: int = 1 << 20
+    """What is deleted may take this on the disk, besides a part of what there is."""
+    log_per_row_byte: int = 2
+    list_per_list: float = 1.25
+    keep_free: float = 0.02
+    """Part of the disk that a build leaves free."""
+    least_free: int = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +127,49 @@ def _tail_reason(shard: ShardState, limits: GenerationLimits, *, force: bool) ->
         return f"{shard.tail_rows} vectors have been in the tail for {shard.tail_seconds:.0f} s"
     if shard.log_bytes > limits.log_bytes:
         return f"the log has {shard.log_bytes} bytes"
+    if shard.tail_seconds > limits.tail_seconds and shard.all_log_bytes > _most_log(shard, limits):
+        return f"the log has {shard.all_log_bytes} bytes for {shard.row_bytes} of rows"
     return "asked for" if force else None
+
+
+def _most_log(shard: ShardState, limits: GenerationLimits) -> int:
+    return limits.spare_bytes + limits.log_per_row_byte * shard.row_bytes
+
+
+def drops_the_list_before(shard: ShardState, limits: GenerationLimits = GenerationLimits()) -> bool:
+    """Whether the list before the one in use holds mostly what is deleted, itself or by the log behind it.
+
+    Otherwise it is kept until the next build: it is what the rows can be made from when a newer generation is damaged.
+    """
+    if any(generation.damaged for generation in shard.generations):
+        return False
+    too_long = shard.all_log_bytes > _most_log(shard, limits) and shard.spare_log_bytes > limits.spare_bytes // 2
+    return too_long or shard.spare_bytes > limits.spare_bytes + limits.list_per_list * shard.list_bytes
+
+
+def room_for(shard: ShardState, build: Build) -> int:
+    """Bytes that a build will take on the disk, about."""
+    live = sum(g.live for g in shard.generations) + shard.tail_live
+    return _rows_of(shard, build) * (shard.row_bytes // max(1, live) + (shard.graph_bytes if build.graph else 0))
+
+
+def _rows_of(shard: ShardState, build: Build) -> int:
+    return sum(g.live for g in shard.generations[build.first : build.last]) + (shard.tail_live if build.tail else 0)
+
+
+def that_fits(shard: ShardState, build: Build, limits: GenerationLimits = GenerationLimits()) -> Build | None:
+    """The build, or the tail alone, or nothing: what leaves room on the disk.
+
+    What frees more than it takes may use up more: it is the way out of a full disk.
+    """
+    alone = _build(shard, limits, len(shard.generations), len(shard.generations), tail=True, reason=build.reason)
+    for one in (build, alone) if build.tail else (build,):
+        merged = shard.generations[one.first : one.last]
+        frees = sum(g.dead + g.ghosts for g in merged) > _rows_of(shard, one)
+        keep = 0 if frees else max(limits.least_free, int(limits.keep_free * shard.disk))
+        if shard.room is None or room_for(shard, one) + keep <= shard.room:
+            return one
+    return None
 
 
 def _merge_from(shard: ShardState, limits: GenerationLimits) -> int:

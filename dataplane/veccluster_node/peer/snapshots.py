@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 import structlog
 
+from veccluster import backoff
 from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Member, Node, NodeId, ShardId
@@ -35,8 +36,8 @@ CHUNK = 4 << 20
 """Bytes that are asked for at a time."""
 KEPT = 60.0
 """Seconds without a word from the receiver after which an offer is forgotten."""
-AGAIN = 2.0
-"""Seconds after an offer that came to nothing until the next one."""
+AGAIN, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds after an offer that came to nothing until the next one; twice as long each time, to the longest."""
 GIVE_UP = 10.0
 """Seconds without a byte after which a download is given up."""
 PAUSE = 0.2
@@ -46,7 +47,7 @@ INSTALLING = 60.0
 DELIVER_EVERY = 5.0
 ROUNDS = 3
 """How often files with a wrong checksum are fetched."""
-ROOM = 0.05
+ROOM = snapshots.KEEP_FREE
 """Part of the disk that a snapshot leaves free."""
 
 log = structlog.get_logger(__name__)
@@ -83,6 +84,14 @@ class _Download:
 
     def is_of(self, shard: ShardId, offer: SnapshotOffer) -> bool:
         return (self.shard, self.offer.id) == (shard, offer.id)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How often in a row offers to one member came to nothing, and until when none is made."""
+
+    count: int = 0
+    not_before: float = 0.0
 
 
 class Transfers:
@@ -165,7 +174,7 @@ class _Sender:
         self._links = links
         self._outgoing = outgoing
         self._offers: dict[tuple[ShardId, Member], _Offer] = {}
-        self._not_before: dict[tuple[ShardId, Member], float] = {}
+        self._failures: dict[tuple[ShardId, Member], _Failures] = {}
         self._exports = asyncio.Lock()
         self._tasks = _Tasks()
 
@@ -195,7 +204,8 @@ class _Sender:
     def _may_offer(self, shard: ShardId, to: Member) -> bool:
         """One at a time to each node, and none to a node that cannot hear of it."""
         busy = any(o.header.to.node == to.node and not o.given for o in self._offers.values())
-        return not busy and self._links.reaches(to.node) and time.monotonic() >= self._not_before.get((shard, to), 0.0)
+        failed = self._failures.get((shard, to))
+        return not busy and self._links.reaches(to.node) and (failed is None or time.monotonic() >= failed.not_before)
 
     async def _export(self, made: _Offer, root: Path) -> None:
         try:
@@ -229,6 +239,7 @@ class _Sender:
             self._failed(known, answer.why)
         elif answer.done and not known.given:
             known.given = True
+            self._failures.pop((known.shard, known.header.to), None)
             self._remove(known)
 
     def file(self, snapshot: str, path: str) -> Path | None:
@@ -239,8 +250,11 @@ class _Sender:
         return None
 
     def _failed(self, known: _Offer, why: str) -> None:
-        log.warning("snapshot_not_taken", shard=str(known.shard), to=known.header.to.node, reason=why)
-        self._not_before[known.shard, known.header.to] = time.monotonic() + AGAIN
+        failed = self._failures.setdefault((known.shard, known.header.to), _Failures())
+        failed.count += 1
+        pause = backoff.pause(AGAIN, failed.count, LONGEST_PAUSE)
+        failed.not_before = time.monotonic() + pause
+        log.warning("snapshot_not_taken", shard=str(known.shard), to=known.header.to.node, reason=why, again_in=pause)
         self._forget(known)
 
     def _forget(self, known: _Offer) -> None:
@@ -257,7 +271,8 @@ class _Sender:
             for known in list(self._offers.values()):
                 if known.offered is not None and now > known.touched + KEPT:
                     self._forget(known)
-            self._not_before = {k: at for k, at in self._not_before.items() if at > now}
+            old = now - 2 * LONGEST_PAUSE
+            self._failures = {k: failed for k, failed in self._failures.items() if failed.not_before > old}
 
 
 class _Unusable(Exception):
@@ -438,7 +453,8 @@ def _prepare(incoming: Path, offered: snapshots.Offered) -> list[str]:
     incoming.mkdir(exist_ok=True)
     missing = _remove_wrong(incoming, offered)
     disk = shutil.disk_usage(incoming)
-    if sum(offered.files[path].size for path in missing) > disk.free - ROOM * disk.total:
+    needed = sum(offered.files[path].size for path in missing) + offered.rows_size
+    if needed > disk.free - ROOM * disk.total:
         raise _Unusable("the disk has no room for it")
     return missing
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import structlog
 
 from veccluster import backoff
-from veccluster.decisions.generations import Build, ShardState, decide
+from veccluster.decisions.generations import Build, ShardState, decide, drops_the_list_before, room_for, that_fits
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
-from veccluster_node.storage import failpoints, generations
+from veccluster_node.storage import evidence, failpoints, generations
 from veccluster_node.storage.build import Child, Job
 from veccluster_node.storage.feed import Slot
-from veccluster_node.storage.files import reason
+from veccluster_node.storage.files import disk_usage, reason
 from veccluster_node.storage.generations import Shelf
-from veccluster_node.storage.records import Snapshots, make_durable
+from veccluster_node.storage.records import Snapshots
 from veccluster_node.storage.recovery import ROWS, resident
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.writer import Writer
@@ -28,6 +28,7 @@ from veccluster_node.storage.writer import Writer
 _LOOK = 2.0
 """Seconds between two looks when nothing calls for one."""
 _LONGEST_PAUSE = 60.0
+_FORGET_EVERY = 60.0
 _log = structlog.get_logger(__name__)
 
 
@@ -46,6 +47,8 @@ class Builder:
         self.building = False
         self.problem: str | None = None
         """What went wrong with the last build, until one succeeds."""
+        self.waits: str | None = None
+        """Why a build that is due does not begin."""
         self._path = path
         self._spec = spec
         self._settings = settings
@@ -54,6 +57,9 @@ class Builder:
         self._builds = builds
         self._failures = 0
         self._tail_since: float | None = None
+        self._applied = -1
+        """What was applied at the last look."""
+        self._forget_at = 0.0
         self._child: Child | None = None
         self._forced: list[threading.Event] = []
         self._damaged: list[str] = []
@@ -97,6 +103,7 @@ class Builder:
             try:
                 while not self._closing.is_set() and self._step():
                     self._failures, self.problem = 0, None
+                self._tidy()
             except Exception as error:  # noqa: BLE001 - whatever it was, nobody else would go on building
                 self._note(error)
                 self._closing.wait(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))
@@ -143,7 +150,14 @@ class Builder:
         """What to build, and the seq through which rows are applied now."""
         shard, applied = self._writer.call(self._state).result()
         build = decide(shard, self._settings.limits, force=force)
-        return (build, applied) if build else None
+        fits = that_fits(shard, build, self._settings.limits) if build else None
+        self.waits = None
+        if build and not fits:
+            self.waits = (
+                f"Shard {self._spec.shard}: a build waits for room on the disk: it takes about "
+                f"{room_for(shard, build) >> 20} MiB, and {(shard.room or 0) >> 20} MiB are free; searches stay right."
+            )
+        return (fits, applied) if fits else None
 
     def _state(self) -> tuple[ShardState, int]:
         state = self._writer.state
@@ -151,6 +165,8 @@ class Builder:
         operations = applied - feed.tail.after
         now = time.monotonic()
         self._tail_since = (self._tail_since or now) if operations else None
+        names, previous = self._shelf.current.generations, self._shelf.current.previous
+        disk = shutil.disk_usage(self._path)
         shard = ShardState(
             generations=tuple(s.state() for s in feed.slots),
             tail_rows=len(feed.tail),
@@ -158,6 +174,14 @@ class Builder:
             tail_seconds=now - (self._tail_since or now),
             tail_operations=operations,
             log_bytes=log.size_behind(feed.tail.after),
+            all_log_bytes=log.size,
+            row_bytes=state.records.bytes_in_use(),
+            list_bytes=sum(map(self._shelf.size_of, names)),
+            spare_bytes=sum(self._shelf.size_of(name) for name in previous if name not in names),
+            spare_log_bytes=log.size - log.size_behind(feed.tail.after) if previous != names else 0,
+            graph_bytes=4 * self._spec.dimension + 16 * self._spec.index.m,
+            room=disk.free,
+            disk=disk.total,
         )
         return shard, applied
 
@@ -236,15 +260,48 @@ class Builder:
         self._shelf.switch(names)
         self._tail_since = None if build.tail else self._tail_since
         self._in_writer(lambda: feed.replace(build.first, build.last, slot, floor=floor))
-        previous = self._shelf.current.previous
-        covered = generations.range_of(previous[-1])[1] if previous else 0
-        for newest in (names[-1], *previous[-1:]):
+        self._trim()
+
+    def _trim(self) -> None:
+        """Cut what both lists of generations cover, and the rows hold for certain, from the log."""
+        current = self._shelf.current
+        covered = generations.range_of(current.previous[-1])[1] if current.previous else 0
+        for newest in {*current.generations[-1:], *current.previous[-1:]}:
             if (first := generations.needed_of_the_log(self._shelf.path / newest)) is not None:
                 covered = min(covered, first - 1)
         if covered:
-            make_durable(self._path / ROWS)
+            durable = self._sync_rows()
             failpoints.hit("trim")
-            self._in_writer(lambda: self._writer.trim(covered))
+            self._in_writer(lambda: self._writer.trim(min(covered, durable)))
+
+    def _tidy(self) -> None:
+        """Give back to the disk what nothing needs any more, in steps between which writes go on."""
+        if self._closing.is_set() or self._writer.state.failure:
+            return
+        shard, applied = self._writer.call(self._state).result()
+        if drops_the_list_before(shard, self._settings.limits):
+            self._shelf.switch(self._shelf.current.generations)
+            self._trim()
+        records = self._writer.state.records
+        while not self._closing.is_set() and self._writer.call(records.give_back).result():
+            pass
+        if applied == self._applied:
+            self._writer.call(records.rest).result()
+        self._applied = applied
+        if not self._writer.state.damaged and time.monotonic() >= self._forget_at:
+            self._forget_at = time.monotonic() + _FORGET_EVERY
+            is_full = disk_usage(self._path) >= self._settings.full_at
+            evidence.forget(self._path, older_than=0 if is_full else evidence.KEPT)
+
+    def _sync_rows(self) -> int:
+        """Make the rows durable, and say through where they are; a disk that cannot confirm it ends the replica's part
+        in everything, as with the log: what it holds is known when it has been opened again.
+        """
+        try:
+            return self._writer.state.records.sync()
+        except Unavailable as error:
+            self._writer.poison(error)
+            raise
 
     def _in_writer(self, function: Callable[[], None]) -> None:
         self._writer.call(function).result()

@@ -48,6 +48,15 @@ def sum_of(rows: Iterable[Checked]) -> Digest:
     return count, value & _MASK
 
 
+def checked_by_range(rows: Iterable[Checked]) -> dict[int, Digest]:
+    """The digest of each range that has rows, as the table holds them."""
+    found: dict[int, Digest] = {}
+    for row in rows:
+        count, value = found.get(row[0] // RANGE, _NONE)
+        found[row[0] // RANGE] = (count + 1, (value + _hash(_pack(*row))) & _MASK)
+    return {number: _signed(digest) for number, digest in found.items()}
+
+
 class Digests:
     """Of the rows in one file; belongs to whoever writes it. Changes count from `commit` on."""
 

@@ -34,6 +34,14 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, so that they are there after a crash."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_directory(made.parent)
+
+
 def sync_file(path: Path) -> None:
     """Make the contents of a closed file durable."""
     fd = os.open(path, os.O_RDONLY)

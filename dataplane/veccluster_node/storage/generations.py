@@ -30,7 +30,7 @@ from veccluster.model.state import Epoch, IndexParameters, Metric, Seq
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.calibration import Calibration
 from veccluster_node.storage.distance import U64
-from veccluster_node.storage.files import sha256, sync_directory, sync_file, write_durably
+from veccluster_node.storage.files import make_directory, sha256, sync_directory, sync_file, tree_size, write_durably
 from veccluster_node.storage.graph import Encoding, Graph
 from veccluster_node.storage.view import ALIVE, Segment
 
@@ -197,14 +197,16 @@ def dead_seqs(path: Path) -> U64:
     return np.fromfile(path / DEAD, "<u8")
 
 
-def stored_rows(generation: Generation) -> Iterator[tuple[int, str, bytes, bytes]]:
-    """Yield (seq, id, metadata, vector) of every row, as records.sqlite held it."""
+def rows_of(path: Path) -> Iterator[tuple[int, str, bytes, bytes]]:
+    """Yield (seq, id, metadata, vector) of every row of the generation at `path`, as records.sqlite held it."""
+    seqs = np.fromfile(path / SEQS, "<u8").tolist()
+    vectors = map_vectors(path / VECTORS, read_manifest(path).dimension)
     at = 0
-    with pa.memory_map(str(generation.path / RECORDS)) as source:
+    with pa.memory_map(str(path / RECORDS)) as source:
         reader = pa.ipc.open_file(source)
         for i in range(reader.num_record_batches):
             for id_, metadata in zip(*(c.to_pylist() for c in reader.get_batch(i).columns), strict=True):
-                yield int(generation.segment.seqs[at]), id_, metadata, generation.segment.vectors[at].tobytes()
+                yield seqs[at], id_, metadata, vectors[at].tobytes()
                 at += 1
 
 
@@ -214,8 +216,9 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         """Read CURRENT, if there is one; `StorageCorrupt` when it cannot be understood."""
         self.path = root / "generations"
-        self.path.mkdir(exist_ok=True)
+        make_directory(self.path)
         self._current_path = root / "CURRENT"
+        self._sizes: dict[str, int] = {}
         self.current = self._read()
 
     def _read(self) -> Current:
@@ -244,6 +247,12 @@ class Shelf:
         """A name that was never used, for the next build of (after, through]; not made yet."""
         return self.path / f"{after:012d}-{through:012d}.{secrets.token_hex(4)}"
 
+    def size_of(self, name: str) -> int:
+        """Bytes of a generation's files, which never change; 0 when it is not there."""
+        if name not in self._sizes:
+            self._sizes[name] = tree_size(self.path / name)
+        return self._sizes[name]
+
     def switch(self, names: Sequence[str]) -> None:
         """Make `names` the list in use, keep the one before, and remove what neither names."""
         current = Current(generations=tuple(names), previous=self.current.generations)
@@ -256,6 +265,7 @@ class Shelf:
     def clean(self) -> None:
         """Remove every directory that CURRENT does not name: builds that never finished, and lists of long ago."""
         keep = {*self.current.generations, *self.current.previous}
+        self._sizes = {name: size for name, size in self._sizes.items() if name in keep}
         for path in self.path.iterdir():
             if path.name not in keep and not path.name.startswith("damaged-"):
                 shutil.rmtree(path)

@@ -26,6 +26,7 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ from veccluster.decisions.replication.values import EMPTY, Lineage
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import failpoints
-from veccluster_node.storage.files import is_no_space, reason, sync_directory, write_durably
+from veccluster_node.storage.files import is_no_space, make_directory, reason, sync_directory, write_durably
 from veccluster_node.storage.operations import Record
 
 FORMAT = 1
@@ -47,6 +48,8 @@ _RECORD = struct.Struct("<4sIIQQIQI")
 _BODY = _RECORD.size - 4
 """The record's header without its CRC."""
 _MARK_EVERY = 256 << 10
+_WORTH_A_ROLL = 256 << 10
+"""Bytes of a last segment that are not kept just because it is the last."""
 
 _log = structlog.get_logger(__name__)
 
@@ -240,7 +243,7 @@ class Log:
     @classmethod
     def open(cls, path: Path, *, segment_size: int = 16 << 20, start: int = 1) -> "Log":
         """Open the log in directory `path`, or create one whose first seq is `start`; a torn tail is cut here."""
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         for leftover in path.glob("*.tmp"):
             leftover.unlink()
         log = cls(path, segment_size)
@@ -503,7 +506,12 @@ class Log:
             sync_directory(self.path)
 
     def trim(self, through: int) -> None:
-        """Forget whole segments that end at or before seq `through`; the newest one always stays."""
+        """Forget whole segments that end at or before seq `through`. The newest one always stays; if it is large and
+        not needed either, a new one is begun.
+        """
+        if self._segments[-1].last_seq <= through and self._segments[-1].size > _WORTH_A_ROLL:
+            with suppress(InsufficientStorage):
+                self.roll()
         self._cuts += 1
         while len(self._segments) > 1 and self._segments[0].last_seq <= through:
             failpoints.hit("log.trim")

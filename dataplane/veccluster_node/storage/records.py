@@ -10,11 +10,12 @@ forgets its beginning.
 """
 
 import json
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +34,7 @@ from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import digests, failpoints
 from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
-from veccluster_node.storage.files import reason
+from veccluster_node.storage.files import is_no_space, reason, sync_directory
 from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
 from veccluster_node.storage.operations import (
     Batch,
@@ -53,12 +54,20 @@ SUSPECT = "records.suspect"
 """While a file of this name is there, the rows are not trusted: opening makes them anew."""
 _T = TypeVar("_T")
 _SINCE = "operations_since"
+PAGE = 8192
+_FREE = 128
+"""Free pages that are not worth giving back."""
+_STEP = 256
+"""Pages that are given back in one transaction."""
+_SHORT_WAL = 256 << 10
+_PATIENCE = 60
+"""Seconds to wait for a lock of SQLite's."""
 _CHUNK = 500
 _DISK_FAILURES = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 )
 
-_SCHEMA = (
+SCHEMA = (
     """
 CREATE TABLE IF NOT EXISTS records(
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, crc INTEGER NOT NULL);
@@ -70,6 +79,7 @@ CREATE TABLE IF NOT EXISTS operations(
 CREATE TABLE IF NOT EXISTS lineage(first_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
 """
     + digests.SCHEMA
+    + LEDGER_SCHEMA
 )
 
 _DELETE = tuple(
@@ -109,10 +119,11 @@ class Changes:
     results: list[Written] = field(default_factory=list)
 
 
-def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open the file; every statement is a transaction of its own unless one is begun."""
     mode = "ro" if read_only else "rwc"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=60.0)
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_PATIENCE)
     for name, (function, arguments) in FUNCTIONS.items():
         connection.create_function(name, arguments, function, deterministic=True)
     connection.execute("PRAGMA mmap_size=0")
@@ -180,23 +191,26 @@ class Records:
         self.ledger: Ledger
         """The batches over several shards that are prepared and not decided (without their operations)."""
         with corruption_named(path):
-            self._db = _connect(path, read_only=False)
+            self._db = connect(path, read_only=False)
             try:
                 self._prepare(filterable, check_below)
                 self._know_lineage(history)
                 self._tables = LedgerTables(self._db, number, path.name)
                 self.ledger = self._tables.read()
+                self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             except BaseException:
                 self._db.close()
                 raise
 
     def _prepare(self, filterable: Sequence[str], check_below: int) -> None:
         db = self._db
-        db.execute("PRAGMA page_size=8192")
+        db.execute(f"PRAGMA page_size={PAGE}")
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_autocheckpoint=2000")
-        db.execute("PRAGMA journal_size_limit=67108864")
+        db.execute("PRAGMA journal_size_limit=16777216")
+        self._empty_wal()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > FORMAT:
             raise StorageCorrupt(f"{self.path.name}: format {version} is newer than {FORMAT}, which this version reads")
@@ -205,7 +219,7 @@ class Records:
             problems = [line for line in said if line != "ok"]
             if problems:
                 raise StorageCorrupt(f"{self.path.name} is damaged: {'; '.join(problems)}")
-        db.executescript(_SCHEMA + LEDGER_SCHEMA)
+        db.executescript(SCHEMA)
         db.execute(f"PRAGMA user_version={FORMAT}")
         self._index(filterable)
         self._know_since()
@@ -228,6 +242,22 @@ class Records:
             return
         first, oldest = self._db.execute("SELECT min(first_seq), min(time_ns) FROM operations").fetchone()
         self._know(repetitions.since_without(oldest) if first and first > 1 else 0)
+
+    def _empty_wal(self) -> bool:
+        """Bring everything into the file itself and give SQLite's own log up, if nobody reads; whether that was done.
+
+        What an earlier process could not make durable is so once this has succeeded.
+        """
+        self._db.execute("PRAGMA busy_timeout=0")
+        try:
+            ((busy, *_),) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.OperationalError as error:
+            if not is_no_space(error):
+                raise
+            return False
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={_PATIENCE * 1000}")
+        return not busy
 
     def _know_lineage(self, history: Lineage) -> None:
         """Read it, or work it out: what nobody knows the epoch of counts as written in the first that is known."""
@@ -466,8 +496,57 @@ class Records:
         with corruption_named(self.path):
             return [i for (i,) in self._db.execute(f"SELECT id FROM records WHERE ({sql.where})", sql.params)]  # noqa: S608
 
+    def bytes_in_use(self) -> int:
+        """Bytes of the file that hold something."""
+        pages, free = self._pages()
+        return (pages - free) * PAGE
+
+    def _pages(self) -> tuple[int, int]:
+        """How many there are, and how many of them are free."""
+        pages, free = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        return pages, free
+
+    def give_back(self) -> bool:
+        """Give some of the pages back to the disk that were freed by deleting, if they are many; whether that is worth
+        doing again. A full disk may not let it.
+        """
+        pages, free = self._pages()
+        if free <= max(_FREE, pages // 8):
+            return False
+        try:
+            with corruption_named(self.path):
+                self._db.executescript(f"PRAGMA incremental_vacuum({_STEP})")  # `execute` would end after one page
+        except sqlite3.OperationalError as error:
+            if not is_no_space(error):
+                raise
+            return False
+        return self._pages()[1] < free
+
+    def rest(self) -> None:
+        """Nothing was written for a while: SQLite's own log need not keep its size."""
+        if os.fstat(self._wal).st_size > _SHORT_WAL:
+            with corruption_named(self.path), _failures_named():
+                self._empty_wal()
+
+    def sync(self) -> Seq:
+        """Make everything durable that was applied when this was called, from any thread; returns through where.
+
+        A commit is in SQLite's own log, which a checkpoint syncs only if it has something to copy: not while somebody
+        reads an older state. So it is synced here. SQLite begins that log anew only once it is synced into the file.
+        `Unavailable`: the disk did not confirm it; nobody knows what it holds until the rows have been opened again.
+        """
+        applied = Seq(self.applied_seq)
+        try:
+            failpoints.hit("records.sync")
+            os.fsync(self._wal)
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise Unavailable(f"the disk could not confirm the rows: {reason(error)}") from error
+        return applied
+
     def close(self) -> None:
         """Let go of the file."""
+        os.close(self._wal)
         self._db.close()
 
 
@@ -584,7 +663,7 @@ class Snapshots:
         with self._lock:
             db = self._idle.pop() if self._idle else None
         with corruption_named(self._path), _failures_named():
-            db = db or _connect(self._path, read_only=True)
+            db = db or connect(self._path, read_only=True)
             try:
                 db.execute("BEGIN")
                 yield Snapshot(db, self._path)
@@ -610,19 +689,6 @@ class Snapshots:
             idle, self._idle = self._idle, []
         for db in idle:
             db.close()
-
-
-def copy_to(path: Path, target: Path) -> None:
-    """Write what is in the rows at `path` now to the new file `target`, beside whoever writes them."""
-    with corruption_named(path), _failures_named(), closing(_connect(path, read_only=True)) as db:
-        db.execute("VACUUM INTO ?", (str(target.absolute()),))
-
-
-def make_durable(path: Path) -> None:
-    """Put everything that was applied so far on the disk: a checkpoint syncs SQLite's own log first."""
-    with corruption_named(path), _failures_named(), closing(_connect(path, read_only=False)) as db:
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _read_lineage(db: sqlite3.Connection) -> Lineage:

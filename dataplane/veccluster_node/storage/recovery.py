@@ -22,13 +22,13 @@ from veccluster.decisions.replication.journal import Recovered as Found
 from veccluster.decisions.replication.values import EMPTY, NO_EPOCH, Lineage
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch, Seq
-from veccluster_node.storage import epochs, generations, snapshots
+from veccluster_node.storage import epochs, generations, snapshots, vacuum
 from veccluster_node.storage.distance import U64
 from veccluster_node.storage.feed import LocalFeed, Slot
-from veccluster_node.storage.files import sync_directory, write_durably
+from veccluster_node.storage.files import make_directory, sync_directory, write_durably
 from veccluster_node.storage.generations import Generation, Shelf
 from veccluster_node.storage.log import Log
-from veccluster_node.storage.records import ROWS, SUSPECT, Records, Snapshot, Snapshots, make_durable
+from veccluster_node.storage.records import ROWS, SUSPECT, Records, Snapshot, Snapshots
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
 from veccluster_node.storage.snapshots import DOUBT
 from veccluster_node.storage.view import ALIVE, Segment, Tail, segment_of
@@ -83,7 +83,7 @@ class Recovery:
 
     def run(self) -> Recovered:
         """Open log, rows, generations, in this order, and make them agree."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         if snapshots.finish(self.path):
             _log.info("snapshot_installed", shard=str(self.spec.shard))
         if (self.path / DOUBT).exists():
@@ -163,6 +163,7 @@ class Recovery:
             self._warn("log_behind", sentence, seq=applied)
             if self.settings.wal_sync == "always":
                 self._doubt(sentence)
+            records.sync()
             log.roll(start=applied + 1)
         lineage = _joined(records.lineage, log, applied)
         if lineage.newest > epoch and not self.broken:
@@ -184,17 +185,25 @@ class Recovery:
         why = f"a checksum in {ROWS} did not hold" if suspect.exists() else None
         if why is None and not path.exists() and (log.first_seq > 1 or shelf.current.generations):
             why = f"{ROWS} is missing"
+        lost = why is not None
+        if why is None and path.exists() and vacuum.renew(path):
+            _log.info("rows_renewed", shard=str(self.spec.shard))
         if why is None:
             try:
-                return self._records(path, history=log.lineage)
+                records = self._records(path, history=log.lineage)
             except StorageCorrupt as error:
                 if "is newer than" in error.detail:
                     raise
-                why = error.detail
+                why, lost = error.detail, True
+            else:
+                if log.dense_from <= records.applied_seq + 1 or not self._can_go_on(log, shelf):
+                    return records
+                why = f"they end at seq {records.applied_seq}, and the log begins at {log.dense_from}"
+                records.close()
         suspect.touch()
         sync_directory(self.path)
-        records = self._rebuild_records(path, log, shelf, why)
-        make_durable(path)
+        records = self._rebuild_records(path, log, shelf, why, lost=lost)
+        records.sync()
         suspect.unlink()
         return records
 
@@ -202,21 +211,37 @@ class Recovery:
         spec, kept = self.spec, self.settings.operations_kept
         return Records(path, number=spec.shard.number, filterable=spec.filterable, history=history, kept=kept)
 
-    def _rebuild_records(self, path: Path, log: Log, shelf: Shelf, why: str) -> Records:
-        """Make the rows from the newest list of generations that is whole; the log behind it is replayed later."""
-        if log.torn:
+    def _can_go_on(self, log: Log, shelf: Shelf) -> bool:
+        """Whether rows that are made from generations would reach to where the log begins; they are older if not."""
+        lists = (shelf.current.generations, shelf.current.previous)
+        return any(self._whole_before(log.dense_from, shelf, names) for names in lists)
+
+    def _whole_before(self, first: int, shelf: Shelf, names: Sequence[str]) -> list[Generation] | None:
+        """The generations of a list, if all of them can be read and nothing before `first` is needed besides."""
+        whole = self._open_whole(shelf, names)
+        if whole is None:
+            return None
+        needed = (whole[-1].manifest.through + 1, *whole[-1].manifest.undecided) if whole else (1,)
+        return whole if min(needed) >= first else None
+
+    def _rebuild_records(self, path: Path, log: Log, shelf: Shelf, why: str, *, lost: bool) -> Records:
+        """Make the rows from the newest list of generations that is whole; the log behind it is replayed later.
+
+        `lost`: what was there cannot say any more whether the log's end is all that it was.
+        """
+        if log.torn and lost:
             self._doubt(_END_UNKNOWN.format(seq=log.last_seq))
+        for older in self.path.glob(f"damaged-{ROWS}*"):
+            older.unlink()
         for file in self.path.glob(f"{ROWS}*"):
             file.replace(file.with_name(f"damaged-{file.name}"))
         records = self._records(path)
         for names in (shelf.current.generations, shelf.current.previous, ()):
-            whole = self._open_whole(shelf, names)
+            whole = self._whole_before(log.first_seq, shelf, names)
             if whole is None:
                 continue
             through = whole[-1].manifest.through if whole else 0
             undecided = whole[-1].manifest.undecided if whole else ()
-            if min((*undecided, through + 1)) < log.first_seq:
-                continue
             records.restore(
                 _living_rows(whole),
                 applied_seq=through,
@@ -230,7 +255,7 @@ class Recovery:
                 f"the rows are made anew from generations and log, since {why}",
                 seq=through,
             )
-            if log.torn:
+            if log.torn and lost:
                 self.issues.append(self._warn("end_unknown", _END_UNKNOWN.format(seq=log.last_seq)))
             floor = max((g.manifest.floor for g in whole), default=0)
             if log.last_seq < floor:
@@ -333,7 +358,7 @@ def _noted_at(log: Log, through: int) -> int:
 def _living_rows(whole: Sequence[Generation]) -> Iterator[tuple[int, str, bytes, bytes]]:
     """The rows of a list of generations that were alive when the newest was built."""
     dead = set(np.concatenate([np.zeros(0, np.uint64), *(generations.dead_seqs(g.path) for g in whole)]).tolist())
-    return (row for row in chain.from_iterable(map(generations.stored_rows, whole)) if row[0] not in dead)
+    return (row for row in chain.from_iterable(generations.rows_of(g.path) for g in whole) if row[0] not in dead)
 
 
 def _joined(rows: Lineage, log: Log, applied: int) -> Lineage:

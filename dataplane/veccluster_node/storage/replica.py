@@ -22,7 +22,7 @@ from veccluster_node.storage import failpoints
 from veccluster_node.storage import scrub as scrubs
 from veccluster_node.storage.builder import Builder
 from veccluster_node.storage.deciding import Settling
-from veccluster_node.storage.files import tree_size
+from veccluster_node.storage.files import make_directory, tree_size
 from veccluster_node.storage.inspection import Inspection, inspect
 from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Prepare, Upsert, Written, encode_content
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
@@ -104,7 +104,7 @@ class Replica:
         """
         failpoints.hit("replica.opening")
         settings = settings or StorageSettings()
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             _lock(lock, settings.lock_timeout)
@@ -328,7 +328,8 @@ class Replica:
     def build(self, timeout: float | None = None) -> bool:
         """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
         done = self._builder.force().wait(timeout)
-        return done and self._writer.state.failure is None and self._builder.problem is None
+        trouble = self._writer.state.failure or self._builder.problem or self._builder.waits
+        return done and trouble is None
 
     def stats(self) -> ReplicaStats:
         """How it fares."""
@@ -353,8 +354,7 @@ class Replica:
         """What a person should know, each once; what was rebuilt since is no longer one."""
         damaged = any(slot.damaged for slot in self._recovered.feed.slots)
         said = [*self._recovered.issues, *(self._recovered.mending if damaged else ())]
-        if self._builder.problem:
-            said.append(self._builder.problem)
+        said += [why for why in (self._builder.problem, self._builder.waits) if why]
         return tuple(dict.fromkeys(said))
 
     def _applied(self) -> None:

@@ -1,10 +1,13 @@
 """A replica's whole state as files, for a replica that needs everything: offered by one, installed by another.
 
-A snapshot is the generations in use, a copy of the rows that may be newer, and CURRENT; the log of whoever installs
-it begins behind it, empty. What was received is put aside (`incoming/`), and nothing of the replica changes until all
-of it is there, checked and durable. Then one rename to `installing/` decides: from there on the snapshot is the
-replica, however often a crash interrupts the moving of files (`finish`, first thing when a replica is opened). The
-stored epoch is a promise of the replica itself, and stays.
+A snapshot is the generations in use, what of the rows is not in them (`partial`: the state may be newer), and CURRENT;
+the log of whoever installs it begins behind it, empty. Its sender writes next to nothing: generations never change, so
+that a link keeps them. Versions before this one sent all rows as a file, and what they offer is still taken.
+
+What was received is put aside (`incoming/`), and nothing of the replica changes until all of it is there, checked and
+durable. Then one rename to `installing/` decides: from there on the snapshot is the replica, however often a crash
+interrupts the moving of files (`finish`, first thing when a replica is opened). The stored epoch is a promise of the
+replica itself, and stays.
 """
 
 import errno
@@ -22,7 +25,8 @@ from veccluster_node.storage import failpoints, generations
 from veccluster_node.storage.files import sha256, sync_directory, sync_file
 from veccluster_node.storage.generations import MANIFEST, Current, FileInfo, Shelf
 from veccluster_node.storage.log import Log
-from veccluster_node.storage.records import ROWS, SUSPECT, Snapshots, copy_to
+from veccluster_node.storage.partial import PART, complete, write_part
+from veccluster_node.storage.records import ROWS, SUSPECT, Snapshots
 
 INCOMING = "incoming"
 """Where a receiver puts files; thrown away when the replica is opened."""
@@ -34,6 +38,10 @@ DOUBT = "doubt"
 CURRENT = "CURRENT"
 LOG = "log"
 GENERATIONS = "generations"
+_OVERHEAD = 1.25
+"""Of rows in their file, over what they hold."""
+KEEP_FREE = 0.05
+"""Part of the disk that a snapshot leaves free, where it is made and where it goes."""
 _TRIES = 5
 """A list of generations may be replaced while it is being linked, but not that often in a row."""
 
@@ -51,16 +59,25 @@ class Offered(msgspec.Struct, frozen=True):
         """ValueError for a path that no export names: it comes from another node, and files are written to it."""
         for name in self.files:
             parts = PurePosixPath(name).parts
-            fits = name in {ROWS, CURRENT} or (len(parts) == 3 and parts[0] == GENERATIONS)
+            fits = name in {ROWS, PART, CURRENT} or (len(parts) == 3 and parts[0] == GENERATIONS)
             if not fits or ".." in parts or "/".join(parts) != name or "\0" in name:
                 raise ValueError(f"a snapshot has no file of the name {name!r}")
-        if not {ROWS, CURRENT} <= self.files.keys():
-            raise ValueError(f"a snapshot must hold {ROWS} and {CURRENT}")
+        if CURRENT not in self.files or (ROWS in self.files) == (PART in self.files):
+            raise ValueError(f"a snapshot must hold {CURRENT} and either {PART} or {ROWS}")
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(info.size for info in self.files.values())
+
+    @property
+    def rows_size(self) -> int:
+        """Bytes, about, of the rows that are made of the files when they are there."""
+        if PART not in self.files:
+            return 0
+        made_of = (generations.VECTORS, generations.RECORDS, PART)
+        size = sum(info.size for name, info in self.files.items() if PurePosixPath(name).name in made_of)
+        return int(_OVERHEAD * size)
 
 
 # -- who has it
@@ -68,17 +85,18 @@ class Offered(msgspec.Struct, frozen=True):
 
 def export(root: Path, into: Path) -> Offered:
     """Make a snapshot of the replica in `root`, which may be in use, in the directory `into`, which must be on the same
-    disk (`root / OUTGOING / ...` is a good place); it takes the room of the rows.
+    disk (`root / OUTGOING / ...` is a good place); it takes the room of the rows that are in no generation.
 
-    `Unavailable`: not now, since generations are being made anew. `StorageCorrupt`: something here is damaged.
+    `Unavailable`: not now, since generations are being made anew or the disk has no room. `StorageCorrupt`: something
+    here is damaged.
     """
     if (root / SUSPECT).exists():
         raise Unavailable("the rows are about to be made anew")
     files = _link_generations(root, into)
-    copy_to(root / ROWS, into / ROWS)
-    for name in (ROWS, CURRENT):
+    write_part(root / ROWS, _generations(into), into / PART, keep_free=KEEP_FREE)
+    for name in (PART, CURRENT):
         files[name] = FileInfo((into / name).stat().st_size, sha256(into / name))
-    through, lineage = _state_of(into / ROWS)
+    through, lineage = _state_of(into / PART)
     return Offered(through, lineage.newest, lineage, files)
 
 
@@ -115,6 +133,14 @@ def _link(root: Path, into: Path, name: str) -> Iterator[tuple[str, FileInfo]]:
     yield f"{name}/{MANIFEST}", FileInfo(path.stat().st_size, sha256(path))
 
 
+def _generations(root: Path) -> list[Path]:
+    """Those that the CURRENT there names, oldest first."""
+    return [
+        root / GENERATIONS / name
+        for name in msgspec.json.decode((root / CURRENT).read_bytes(), type=Current).generations
+    ]
+
+
 def _state_of(rows: Path) -> tuple[Seq, Lineage]:
     snapshots = Snapshots(rows)
     try:
@@ -128,10 +154,12 @@ def _state_of(rows: Path) -> tuple[Seq, Lineage]:
 
 
 def verify(incoming: Path, offered: Offered) -> None:
-    """Check that `incoming` holds exactly what was offered, and make it durable, so that `stage` need not take long;
-    `StorageCorrupt` names the first file that differs.
+    """Check that `incoming` holds exactly what was offered, make the whole file of rows of it, and all of it durable,
+    so that `stage` need not take long; `StorageCorrupt` names the first file that differs.
     """
     found = {path.relative_to(incoming).as_posix() for path in incoming.rglob("*") if path.is_file()}
+    if PART in offered.files:
+        found.discard(ROWS)  # made here, of the others
     if wrong := sorted(found ^ offered.files.keys()):
         raise StorageCorrupt(
             f"the received snapshot: {wrong[0]} is {'missing' if wrong[0] not in found else 'unknown'}"
@@ -140,9 +168,18 @@ def verify(incoming: Path, offered: Offered) -> None:
         path = incoming / name
         if path.stat().st_size != info.size or sha256(path) != info.sha256:
             raise StorageCorrupt(f"the received snapshot: {name} does not match its checksum")
+    if PART in offered.files:
+        _check_current(incoming, offered)
+        complete(incoming / PART, _generations(incoming), incoming / ROWS)
     if _state_of(incoming / ROWS) != (offered.through, offered.lineage):
         raise StorageCorrupt(f"the received snapshot: {ROWS} is of another state than was offered")
     _sync_tree(incoming)
+
+
+def _check_current(incoming: Path, offered: Offered) -> None:
+    names = {name.split("/")[1] for name in offered.files if name.startswith(f"{GENERATIONS}/")}
+    if {path.name for path in _generations(incoming)} != names:
+        raise StorageCorrupt(f"the received snapshot: {CURRENT} names other generations than there are")
 
 
 def stage(root: Path, offered: Offered) -> None:
