@@ -8,7 +8,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiohttp
 import numpy as np
@@ -50,8 +50,8 @@ class Front:
         return self.cluster.state
 
     async def __aenter__(self) -> Self:
-        node: Any = self
-        app = application.build(node, VecClusterSpec(nodes=3), Limits(), application._Connections(100))
+        node, spec = cast("Any", self), VecClusterSpec(nodes=3)
+        app = application.build(node, spec, Limits(), application.Entrance.of(spec, memory=1 << 30, hosts=None))
 
         @web.middleware
         async def stand_still(request: web.Request, handler: Handler) -> web.StreamResponse:

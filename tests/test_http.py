@@ -71,7 +71,8 @@ def row(id_: str, *vector: float, **metadata: object) -> dict[str, object]:
 
 
 def test_the_routes_served_are_those_of_the_document():
-    app = application.build(None, VecClusterSpec(), DEFAULTS, application._Connections(8))
+    spec = VecClusterSpec()
+    app = application.build(None, spec, DEFAULTS, application.Entrance.of(spec, memory=1 << 30, hosts=None))
     served = {(r.method, r.resource.canonical) for r in app.router.routes() if r.method != "HEAD"}
     assert served == set(ROUTES)
 
@@ -478,7 +479,7 @@ def test_a_binary_search_is_the_json_search(hundred):
         return hundred.json("POST", f"/search?{query}", floats(*vectors), kind=OCTETS)["results"]
 
     assert ask("k=2", [7, 0, 0]) == hundred.search([7, 0, 0], k=2)
-    assert [[h["id"] for h in hits] for hits in ask("k=1", [7, 0, 0], [8, 0, 0])] == [["v007"], ["v008"]]
+    assert [[h["id"] for h in hits] for hits in ask("k=1&queries=2", [7, 0, 0], [8, 0, 0])] == [["v007"], ["v008"]]
     assert [[h["id"] for h in hits] for hits in ask("k=1&many=true", [7, 0, 0])] == [["v007"]]
     options = {"k": 3, "filter": {"even": False}, "include": ["metadata", "vector"], "exact": True, "ef": 50}
     query = 'k=3&filter={"even":false}&include=metadata,vector&exact=true&ef=50&consistency=session'

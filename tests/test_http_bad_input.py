@@ -416,7 +416,7 @@ def test_a_filter_that_means_nothing_is_refused_wherever_it_stands(made, field, 
         ("", b"", "one or more vectors of 3 little-endian float32 (12 bytes each), is 0 bytes"),
         ("", b"\0" * 13, "is 13 bytes"),
         ("", floats([0, 0, 0]), "vectors[0]: must not be zero"),
-        ("", floats([1, 2, 3], [1, float("nan"), 3]), "vectors[1][1]: must be a finite number"),
+        ("dimension=3", floats([1, 2, 3], [1, float("nan"), 3]), "vectors[1][1]: must be a finite number"),
         ("", np.array([1, 2, 3], ">f4").tobytes(), "vectors[0]: must not be shorter than 1e-15 with cosine"),
         ("k=0", floats([1, 2, 3]), "k: must be at least 1, is 0"),
         ("k=ten", floats([1, 2, 3]), "k: must be a whole number, is a string"),
@@ -428,11 +428,11 @@ def test_a_filter_that_means_nothing_is_refused_wherever_it_stands(made, field, 
         ("include=score", floats([1, 2, 3]), "include[0]: must be 'metadata' or 'vector'"),
         ("filter={", floats([1, 2, 3]), "filter: must be JSON"),
         ("filter=[1]", floats([1, 2, 3]), "filter: must be an object, is a list"),
-        ("many=false", floats([1, 2, 3], [4, 5, 6]), "many: must not be false with 2 vectors"),
+        ("many=false&queries=2", floats([1, 2, 3], [4, 5, 6]), "many: must not be false with 2 vectors"),
         ("vector=[1,2,3]", floats([1, 2, 3]), "vector: is not an argument here"),
         ("consistency=all", floats([1, 2, 3]), "consistency: must be 'eventual', 'session', 'quorum' or 'strong'"),
-        ("k=1000", floats(*[[1, 2, 3]] * 101), "k: must be at most 990 with 101 vectors"),
-        ("", floats(*[[1, 2, 3]] * 1001), "the body must be 1 to 1000 vectors, are 1001"),
+        ("k=1000&dimension=3", floats(*[[1, 2, 3]] * 101), "k: must be at most 990 with 101 vectors"),
+        ("dimension=3", floats(*[[1, 2, 3]] * 1001), "the body must be 1 to 1000 vectors, are 1001"),
     ],
 )
 def test_a_binary_search_that_cannot_be_is_refused(made, query, body, said):
@@ -601,7 +601,9 @@ def test_a_collection_that_cannot_be_is_not_created(body, field, said):
 def test_a_name_that_no_collection_can_have_is_refused_on_every_route(name):
     url = f"{clusters.shared().servers[0]}/v1/collections/{name}"
     if name in ("..", "%2E%2E"):  # requests would resolve it by itself
-        answer = exchange(f"GET /v1/collections/{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        answer = exchange(
+            f"GET /v1/collections/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         assert b" 400 " in answer.split(b"\r\n")[0] and b'"field":"name"' in answer
         return
     for method, path, body in (
@@ -733,7 +735,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(made):
         for _ in range(limit // MEGA + 1):
             yield chunk
 
-    head = f"POST /v1/collections/{made.name}/vectors HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    head = f"POST /v1/collections/{made.name}/vectors HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     announced = exchange(f"{head}Content-Type: {JSON}\r\nContent-Length: {limit + 1}\r\n\r\n".encode(), once=True)
     assert b" 413 " in announced.split(b"\r\n")[0] and f"at most {limit} bytes".encode() in announced
     said = problem(made.call("POST", "/vectors", unsaid(), kind=JSON), 413)
@@ -764,15 +766,15 @@ def exchange(data: bytes, *, hang_up: bool = False, once: bool = False) -> bytes
         b"\0\1\2\3\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
-        b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHo st: a\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(20_000)) + b"\r\n",
-        b"POST /v1/collections/a/count HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/collections/a/count HTTP/1.1\r\nHost: a\r\nContent-Length: 9" + b"9" * 40 + b"\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(20_000)) + b"\r\n",
+        b"POST /v1/collections/a/count HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/collections/a/count HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9" + b"9" * 40 + b"\r\n\r\n",
         b"POST /v1/collections/a/count HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
     ids=lambda data: repr(data[:40]),
@@ -783,7 +785,7 @@ def test_what_is_not_http_is_refused(data):
 
 def request(name: str, body: bytes, **headers: str) -> bytes:
     lines = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in headers.items())
-    return f"POST /v1/collections/{name}/vectors HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode() + body
+    return f"POST /v1/collections/{name}/vectors HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode() + body
 
 
 def test_a_body_that_breaks_off_stores_nothing(made):
@@ -803,7 +805,7 @@ def test_a_body_that_breaks_off_stores_nothing(made):
 def test_requests_after_one_another_on_a_connection_are_answered_in_order_also_after_errors(made):
     bad = request(made.name, b"x" * 200_000, Content_Type="text/plain", Content_Length="200000")
     empty = request(made.name, b"{}", Content_Type=JSON, Content_Length="2")
-    fine = f"GET /v1/collections/{made.name} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-    last = b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    fine = f"GET /v1/collections/{made.name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    last = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answers = exchange(fine + empty + bad + fine + last)
     assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"400", b"415", b"200", b"404"]

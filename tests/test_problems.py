@@ -152,12 +152,30 @@ async def test_garbage_gets_a_400_and_the_server_goes_on(garbage: bytes) -> None
             assert (reply.status, await reply.read()) == (200, b"{}")
 
 
-async def test_a_body_that_stops_arriving_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/echo", "/measure"])
+async def test_a_body_that_stops_arriving_is_given_up(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(negotiation, "PATIENCE", 0.05)
+    monkeypatch.setattr(negotiation, "WHOLE", 0.05)
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {JSON}\r\nContent-Length: 9\r\n\r\n"
     async with server() as session:
-        answer = await exchange(session, b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{}")
-        assert b" 400 " in answer.split(b"\r\n")[0]
-        assert b"the body stopped arriving" in answer
+        answer = await exchange(session, head.encode() + b"{}")
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert b"the body arrives too slowly, or has stopped" in answer
+
+
+async def test_a_body_that_is_read_whole_may_not_trickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negotiation, "WHOLE", 0.3)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for _ in range(500):
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    async with (
+        server() as session,
+        session.post("/echo", data=trickle(), headers={"Content-Type": JSON}) as reply,
+    ):
+        assert (reply.status, reply.content_type) == (408, PROBLEM)
 
 
 async def test_an_expectation_that_nobody_knows_is_refused() -> None:

@@ -87,6 +87,12 @@ class VectorNotFound(NotFound):
     slug, title = "vector-not-found", "Vector not found"
 
 
+class Forbidden(VecClusterError):
+    """The request comes from a web page, or by a name, that nobody has allowed."""
+
+    slug, title, status = "forbidden", "Forbidden", 403
+
+
 class MethodNotAllowed(VecClusterError):
     """The route exists, with other methods."""
 
@@ -97,6 +103,12 @@ class NotAcceptable(VecClusterError):
     """None of the media types in Accept can be given."""
 
     slug, title, status = "not-acceptable", "Not acceptable", 406
+
+
+class RequestTimeout(VecClusterError):
+    """The request arrives too slowly, or has stopped arriving."""
+
+    slug, title, status = "request-timeout", "Request timeout", 408
 
 
 class Conflict(VecClusterError):

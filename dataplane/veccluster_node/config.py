@@ -124,6 +124,15 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """The spec, parsed; `InvalidSpec` names what is wrong."""
         return VecClusterSpec.parse(self.spec)
 
+    def known_hosts(self) -> frozenset[str] | None:
+        """The names by which clients may ask this node, beside those of the loopback; None where any name will do.
+
+        On the loopback only this machine's own programs can ask, and so web pages in its browser: only names tell.
+        """
+        if not _is_loopback(Address.parse(self.listen).host):
+            return None
+        return frozenset({self.advertise.lower()} if self.advertise else ())
+
     def check(self) -> None:
         """Raise ValueError, OSError or `InvalidSpec` that names what is wrong."""
         if not _ID.fullmatch(self.id):
@@ -143,6 +152,13 @@ def _is_every_address(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_ipv6(host: str) -> bool:

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import structlog
-from aiohttp import web
 
 from veccluster.errors import InvalidSpec, VecClusterError
 from veccluster.model.spec import VecClusterSpec
+from veccluster_node import budget, logs
 from veccluster_node import config as configuration
-from veccluster_node import logs
 from veccluster_node.config import Address, NodeConfig, host_port
 from veccluster_node.host import Patience, ShardHost
 from veccluster_node.http import application
 from veccluster_node.identity import Identity, WrongDirectory, claim
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.node import DataNode
+from veccluster_node.peer.server import HELD
 from veccluster_node.peer.thread import PeerThread
 from veccluster_node.replication import Replication
 from veccluster_node.settings import node_settings, storage_settings
@@ -112,11 +112,12 @@ async def _serve(
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    clients = await application.start(node, spec, limits, shutdown_timeout=SHUTDOWN_TIMEOUT)
-    peers = _peers(peer_socket, node, config, spec)
+    entrance = application.Entrance.of(spec, memory=memory.limit, hosts=config.known_hosts())
+    clients = await application.start(node, spec, limits, entrance, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    peers = _peers(peer_socket, node, config, spec, memory)
     await peers.start()
     replication.links, replication.offers = peers.links, peers.transfers
-    await web.SockSite(clients.runner, client_socket).start()
+    await clients.listen(client_socket)
     gc.freeze()  # what start-up made stays; collections need not walk it
     bound = [s.getsockname() for s in (client_socket, peer_socket)]
     addresses = [host_port(config.advertise or host, port) for host, port, *_ in bound]
@@ -139,7 +140,9 @@ async def _serve(
     await node.close()
 
 
-def _peers(listener: socket.socket, node: DataNode, config: NodeConfig, spec: VecClusterSpec) -> PeerThread:
+def _peers(
+    listener: socket.socket, node: DataNode, config: NodeConfig, spec: VecClusterSpec, memory: MemoryGuard
+) -> PeerThread:
     return PeerThread(
         listener,
         node.id,
@@ -153,6 +156,7 @@ def _peers(listener: socket.socket, node: DataNode, config: NodeConfig, spec: Ve
         directory=node.host.directory_of,
         outgoing=Path(config.data_dir) / "outgoing",
         heartbeat=spec.failover.heartbeat,
+        held=min(memory.limit // budget.SHARE, HELD),
     )
 
 

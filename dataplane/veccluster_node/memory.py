@@ -25,6 +25,11 @@ class MemoryGuard:
         self._read_at = 0.0
         self._held = 0
 
+    @property
+    def limit(self) -> int:
+        """Bytes that the process may hold."""
+        return self._limit
+
     def held(self) -> int:
         """Bytes that the process holds, mapped files left out."""
         if time.monotonic() - self._read_at > REFRESH:

@@ -92,7 +92,8 @@ class Reconciler:
         plan = planning.decide(body, told, self._settings)
         for action in plan.actions:
             plan = await self._carry_out(body, cluster, plan, action)
-        await self._say(body, status.of(told, plan.situation, body["metadata"]["generation"]))
+        said = status.of(told, plan.situation, body["metadata"]["generation"], body.get("status") or {})
+        await self._say(body, said)
         servers = _servers(observed)
         if cluster is not None:
             await self._collections.round(body, cluster, servers, observed.report)

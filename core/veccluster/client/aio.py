@@ -471,6 +471,8 @@ class AsyncClient:
             body = to_json(options | {"filter": orjson.Fragment(text), name: vectors}, "search")
             return Call("POST", path, {}, _JSON | session, body, spread=True)
         query = {key: _query_text(value) for key, value in options.items() if key != "filter"}
+        # Bytes do not say where a vector ends, so that the node could take them for others.
+        query |= {"queries": str(len(vectors) if many else 1), "dimension": str(vectors.shape[-1])}
         query |= {"many": _query_text(many)} | _without_none(filter=text)
         raw = vectors.astype("<f4", copy=False).tobytes()
         return Call("POST", path, query, _BINARY | session, raw, spread=True)

@@ -279,6 +279,10 @@ class Search(SearchOptions):
 class BinarySearch(SearchOptions):
     """The arguments of a search whose body is the vectors themselves."""
 
+    queries: Annotated[int, Field(ge=1)] | None = None
+    """How many vectors the body holds; where there are several, this or `dimension` must be given."""
+    dimension: Annotated[int, Field(ge=1)] | None = None
+    """How many numbers each of them has, which must be the collection's dimension."""
     many: bool | None = None
     """Whether the reply's `results` are to be a list of lists; when left out, if there are several vectors."""
 

@@ -40,6 +40,18 @@ FieldPath = Annotated[
     str, Text(r"^[^.$][^.]*([.][^.]+)*$", 'a field of the metadata such as "pos" or "author.name"', MAX_FIELD_BYTES)
 ]
 Url = Annotated[str, Text(r"^https?://[-A-Za-z0-9.]+(:[0-9]{1,5})?$", "a URL such as http://etcd-0.example:2379", 256)]
+Origin = Annotated[
+    str,
+    Text(
+        r"^[a-z][-+.a-z0-9]*://([-a-z0-9.]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?$",
+        "the origin of web pages such as https://app.example or http://localhost:3000: scheme://host or "
+        "scheme://host:port in lower case; not *, which would let in every page that anybody opens",
+        256,
+    ),
+]
+HostName = Annotated[
+    str, Text(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "a host name such as db.example, without a port", 253)
+]
 SecureUrl = Annotated[str, Text(r"^https://[^ ]+$", "a URL that starts with https://", 512)]
 ImageName = Annotated[
     str, Text(r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$", "an image such as registry.example/veccluster:0.1", 512)

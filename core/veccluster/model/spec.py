@@ -16,10 +16,12 @@ from veccluster.model.names import (
     ClusterName,
     CollectionName,
     FieldPath,
+    HostName,
     ImageName,
     LabelName,
     Labels,
     ObjectName,
+    Origin,
     Url,
     ZoneName,
     unique,
@@ -189,6 +191,14 @@ class Failover(Part):
     """After which silence a node counts as failed."""
 
 
+class Cors(Part):
+    """Which web pages may use the cluster from a browser."""
+
+    origins: Annotated[tuple[Origin, ...], Field(max_length=64, json_schema_extra=AS_SET), AfterValidator(unique)] = ()
+    """Origins of web pages, such as https://app.example, whose requests are answered. The requests of all other pages
+    are refused, so that none that a user opens can read or write here."""
+
+
 class Tuning(Part):
     """How a node works; the defaults suit most."""
 
@@ -229,6 +239,13 @@ class Tuning(Part):
     """Objects and lists inside each other in metadata."""
     max_filter_depth: Annotated[int, Field(ge=1, le=64)] = DEFAULTS.max_filter_depth
     """$and, $or and $not inside each other in a filter."""
+    cors: Cors = Cors()
+    """Which web pages may use the cluster from a browser."""
+    allowed_hosts: Annotated[
+        tuple[HostName, ...], Field(max_length=64, json_schema_extra=AS_SET), AfterValidator(unique)
+    ] = ()
+    """Names, beside localhost and its addresses, by which a node that listens on the loopback may be asked: a web page
+    could have the name of its own host lead there."""
 
     def limits(self) -> Limits:
         """What one request may ask for."""

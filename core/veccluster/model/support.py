@@ -79,6 +79,8 @@ _EVERYWHERE: Final[Mapping[str, Verdict]] = {
     "tuning.maxMetadataSize": None,
     "tuning.maxMetadataDepth": None,
     "tuning.maxFilterDepth": None,
+    "tuning.cors": None,
+    "tuning.allowedHosts": None,
     "tuning": _LATER,
 }
 

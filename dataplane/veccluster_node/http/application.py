@@ -1,10 +1,11 @@
 """The port for clients: routes, and what wraps them."""
 
 import asyncio
+import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -13,8 +14,11 @@ from veccluster.errors import Unavailable
 from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import ShardId
+from veccluster_node.budget import Budget
+from veccluster_node.door import Door, DoorSite, connections_for
 from veccluster_node.http import metrics, negotiation, problems
 from veccluster_node.http.routes import Api
+from veccluster_node.http.web_pages import WebPages
 from veccluster_node.measures import Measures
 from veccluster_node.node import DataNode
 from veccluster_node.peer.messages import ShardReport
@@ -28,13 +32,27 @@ LAST_CALL = 0.5
 """Seconds in which clients that keep connections open are told to leave them, by the answer to what they ask."""
 
 
+LINGERING = 5.0
+"""Seconds for which the rest of a body is taken after an answer that did not need it, so that the answer is read."""
+
+ALWAYS = frozenset(
+    {"/v1/cluster", "/v1/collections", "/v1/collections/{name}", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+)
+"""Routes that are answered on every connection that is heard: with them people and the operator keep a cluster up."""
+
+
 @dataclass(frozen=True)
 class ClientPort:
     """The application, ready to be given a socket."""
 
     runner: web.AppRunner
+    door: Door
     _connections: "_Connections"
     _shutdown_timeout: float
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Take connections."""
+        await DoorSite(self.runner, listener, self.door).start()
 
     async def close(self) -> None:
         """Answer what is under way, and what still comes meanwhile (/readyz with 503); then close every connection."""
@@ -42,28 +60,61 @@ class ClientPort:
         await self.runner.cleanup()
 
 
-async def start(node: DataNode, spec: VecClusterSpec, limits: Limits, *, shutdown_timeout: float) -> ClientPort:
+@dataclass(frozen=True)
+class Entrance:
+    """What every request passes before anything of it is carried out."""
+
+    door: Door
+    budget: Budget
+    pages: WebPages = field(default_factory=WebPages)
+
+    @classmethod
+    def of(cls, spec: VecClusterSpec, *, memory: int, hosts: Collection[str] | None) -> "Entrance":
+        """For a node that may use so many bytes of memory, asked by these names if only by some."""
+        known = None if hosts is None else {*hosts, *spec.tuning.allowed_hosts}
+        return cls(
+            Door(connections_for(spec.tuning.max_connections)),
+            Budget.of_memory(memory),
+            WebPages(frozenset(spec.tuning.cors.origins), known),
+        )
+
+
+async def start(
+    node: DataNode, spec: VecClusterSpec, limits: Limits, entrance: Entrance, *, shutdown_timeout: float
+) -> ClientPort:
     """The port, not bound yet; `shutdown_timeout` is what requests under way get at the end."""
-    connections = _Connections(spec.tuning.max_connections)
-    app = build(node, spec, limits, connections)
+    connections = _Connections(entrance.door)
+    app = build(node, spec, limits, entrance, connections)
     runner = web.AppRunner(
         app,
         access_log=None,
         shutdown_timeout=shutdown_timeout,
+        lingering_time=0,  # see `_linger`
         auto_decompress=negotiation.AIOHTTP_INFLATES,
         max_line_size=MAX_LINE_SIZE,
         max_field_size=MAX_LINE_SIZE,
     )
     await runner.setup()
-    connections.server = runner.server
-    return ClientPort(runner, connections, shutdown_timeout)
+    return ClientPort(runner, entrance.door, connections, shutdown_timeout)
 
 
-def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_Connections") -> web.Application:
+def build(
+    node: DataNode, spec: VecClusterSpec, limits: Limits, entrance: Entrance, connections: "_Connections | None" = None
+) -> web.Application:
     """The aiohttp application."""
     api = Api(node, spec, limits, spec.tuning.batch_size)
     measured = metrics.Metrics(_Observed(node))
-    wrapped_in = [measured.middleware(), problems.middleware, connections.middleware(), negotiation.compress]
+    connections = connections or _Connections(entrance.door)
+    wrapped_in = [
+        measured.middleware(),
+        entrance.door.watch(),
+        _whole_answers(entrance.budget),
+        entrance.pages.label(),
+        problems.middleware,
+        entrance.pages.check(),
+        connections.limit(),
+        negotiation.compress,
+    ]
     app = web.Application(middlewares=wrapped_in, client_max_size=0)  # bodies are bounded where they are read
     app.on_response_prepare.append(connections.say_goodbye)
     collection = "/v1/collections/{name:[^/]+}"  # any text, also with braces: the handlers judge it
@@ -93,35 +144,56 @@ def build(node: DataNode, spec: VecClusterSpec, limits: Limits, connections: "_C
     return app
 
 
+def _whole_answers(budget: Budget) -> Middleware:
+    """Keep what a request has taken of the budget until its answer is on the way, and not only until it is there."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with budget.ticket() as ticket:
+            request[negotiation.TICKET] = ticket
+            response = await handler(request)
+            await response.prepare(request)
+            await response.write_eof()
+        await _linger(request)
+        return response
+
+    return answer
+
+
+async def _linger(request: web.Request) -> None:
+    """Take what is still to come of a body that the answer did not need: who is cut off may never read the answer."""
+    with suppress(TimeoutError, web.RequestPayloadError):
+        async with asyncio.timeout(LINGERING):
+            while not request.content.is_eof():
+                await request.content.readany()
+
+
 class _Connections:
     """Refuses requests on more connections than there may be, and closes them; at the end closes all, one by one."""
 
-    def __init__(self, most: int) -> None:
-        self.server: web.Server | None = None
-        self._most = most
-        self._under_way = 0
+    def __init__(self, door: Door) -> None:
+        self._door = door
         self._draining = False
 
-    def middleware(self) -> Middleware:
-        """The aiohttp middleware; probes are always answered."""
+    def limit(self) -> Middleware:
+        """The aiohttp middleware; probes and what keeps a cluster going are always answered."""
 
         @web.middleware
         async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-            crowded = self.server is not None and len(self.server.connections) > self._most
-            if crowded and request.path.startswith("/v1/"):
-                request.protocol.force_close()
-                raise Unavailable(f"the node has {self._most} connections (maxConnections); try again, or another node")
-            self._under_way += 1
-            try:
-                return await handler(request)
-            finally:
-                self._under_way -= 1
+            route = request.match_info.route.resource
+            may_wait = route is not None and route.canonical not in ALWAYS
+            if may_wait and not self._door.has_room():
+                raise Unavailable(
+                    f"the node has {self._door.most} connections, as many as it may (maxConnections); "
+                    "nothing was done: try again, or another node"
+                )
+            return await handler(request)
 
         return limit
 
     async def say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
-        """With each answer of a node that stops: this connection is closed."""
-        if self._draining:
+        """With each answer of a node that stops or is crowded: this connection is closed."""
+        if self._draining or self._door.is_crowded:
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"
 
@@ -138,8 +210,7 @@ class _Connections:
                     await asyncio.sleep(0.02)
 
     def _is_awaited(self, last_call: float) -> bool:
-        assert self.server is not None
-        return bool(self.server.connections) and (self._under_way > 0 or time.monotonic() < last_call)
+        return len(self._door) > 0 and (self._door.under_way > 0 or time.monotonic() < last_call)
 
 
 class _Observed:

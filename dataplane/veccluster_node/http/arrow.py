@@ -4,9 +4,9 @@ pyarrow reads streams only from a source that blocks, and believes what they say
 told apart here, by the few numbers that frame them, and bounded; each record batch then goes to pyarrow behind the
 schema and dictionaries that it needs, and is validated in full before anything looks at it.
 
-Accepted columns: `id` (string), `vector` (fixed-size list, or list, of floats) and, if wanted, `metadata` (JSON text),
-the texts also dictionary-encoded. Compressed bodies are refused, since their true size is not known beforehand; the
-request as a whole may be compressed instead.
+Accepted columns: `id` (string), `vector` (fixed-size list, list, or tensor with one axis, of floats) and, if wanted,
+`metadata` (JSON text), the texts also dictionary-encoded. Compressed bodies are refused, since their true size is not
+known beforehand; the request as a whole may be compressed instead.
 """
 
 import struct
@@ -84,6 +84,11 @@ class _Framing:
         self._needed = 8
         """Bytes that must be there before it is worth looking again."""
         self.ended = False
+
+    @property
+    def held(self) -> int:
+        """Bytes of the unfinished message."""
+        return len(self._pending)
 
     def feed(self, chunk: bytes) -> Iterator[_Message]:
         """The messages that are complete with this chunk."""
@@ -191,6 +196,11 @@ class ArrowReader:
         self._prefix = b""
         """Schema and dictionaries."""
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the rest of their message, or for what refers to them."""
+        return self._framing.held + len(self._prefix)
+
     def feed(self, chunk: bytes) -> Iterator[Columns]:
         """The record batches that are complete with this chunk."""
         for message in self._framing.feed(chunk):
@@ -230,7 +240,9 @@ class ArrowReader:
             metadata = None
         _check_dictionary(columns["id"], "id", MAX_ID_BYTES)
         _check_dictionary(metadata, "metadata", self._limits.max_metadata_size)
-        vectors, mistakes = _vectors(columns["vector"], self._dimension)
+        given = columns["vector"]
+        rows = given.storage if isinstance(given.type, pa.FixedShapeTensorType) else given
+        vectors, mistakes = _vectors(rows, self._dimension)
         return Columns(vectors, mistakes, columns["id"], metadata)
 
 
@@ -258,6 +270,12 @@ def _is_text(type_: Any) -> bool:
 
 
 def _check_vector_type(type_: Any, dimension: int) -> None:
+    if isinstance(type_, pa.FixedShapeTensorType):  # with one axis it is a fixed-size list by another name
+        if len(type_.shape) != 1:
+            raise Mistake(
+                "vector", f"must be tensors with one axis of {dimension} numbers, have the shape {type_.shape}"
+            )
+        type_ = type_.storage_type
     fixed = pa.types.is_fixed_size_list(type_)
     listed = fixed or pa.types.is_list(type_) or pa.types.is_large_list(type_)
     if not listed or not pa.types.is_floating(type_.value_type):

@@ -29,6 +29,7 @@ from veccluster.model import api
 from veccluster.model.limits import MAX_ERRORS, Limits
 from veccluster.model.state import Collection, Metric, ReadConsistency
 from veccluster.model.validation import did_you_mean, kind_of
+from veccluster_node.budget import UNBOUNDED, WEIGHT, Ticket
 from veccluster_node.http.arrow import ArrowReader, Columns, NotArrow
 from veccluster_node.http.density import has_more_items, has_more_values
 from veccluster_node.http.negotiation import ARROW
@@ -161,6 +162,13 @@ class _Batches:
         self.number = 0
         """Of the next row in the body."""
         self._making: Making | None = None
+        self._last = 0
+        """Bytes of the last batch, which is on its way to the disks."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of the batch in the making and of the last one, which is there as arrays and as messages."""
+        return (self._making.size if self._making else 0) + 2 * self._last
 
     def before(self, id_: str | None) -> Iterator[UpsertBatch]:
         """The batch that must end before a row with this id is added, if one must."""
@@ -178,6 +186,7 @@ class _Batches:
     def end(self) -> Iterator[UpsertBatch]:
         """The last batch, or the one that is complete."""
         if self._making:
+            self._last = self._making.size
             yield self._making.finish()
         elif not self.number:
             raise InvalidRequest("the body must hold at least one vector, it is empty")
@@ -186,6 +195,9 @@ class _Batches:
 
 class _Stream(Protocol):
     """Takes a body in pieces and gives the batches that are complete."""
+
+    def held_with(self, piece: int) -> int:
+        """Bytes that are held when so many more have come."""
 
     def feed(self, chunk: bytes) -> Iterator[UpsertBatch]:
         """The batches that end within this piece."""
@@ -201,6 +213,10 @@ class _NdjsonStream:
         self._batches = _Batches(collection, limits, batch_rows)
         self._limit = limits.max_record_size
         self._pending = bytearray()
+
+    def held_with(self, piece: int) -> int:
+        """Bytes that are held when so many more have come."""
+        return WEIGHT * (len(self._pending) + piece) + self._batches.held
 
     def feed(self, chunk: bytes) -> Iterator[UpsertBatch]:
         """The batches that end within this piece."""
@@ -246,6 +262,10 @@ class _ArrowStream:
         self._batches = _Batches(collection, limits, batch_rows)
         self._reader = ArrowReader(collection.dimension, limits)
 
+    def held_with(self, piece: int) -> int:
+        """Bytes that are held when so many more have come."""
+        return WEIGHT * (self._reader.held + piece) + self._batches.held
+
     def feed(self, chunk: bytes) -> Iterator[UpsertBatch]:
         """The batches that end within this piece."""
         try:
@@ -277,23 +297,32 @@ class _ArrowStream:
 
 
 async def decode_upsert_ndjson(
-    chunks: AsyncIterator[bytes], collection: Collection, limits: Limits, batch_rows: int
+    chunks: AsyncIterator[bytes],
+    collection: Collection,
+    limits: Limits,
+    batch_rows: int,
+    ticket: Ticket = UNBOUNDED,
 ) -> AsyncIterator[UpsertBatch]:
     """The batches of at most `batch_rows` vectors that a stream of JSON lines stands for, as they become complete."""
-    async for batch in _decoded(_NdjsonStream(collection, limits, batch_rows), chunks):
+    async for batch in _decoded(_NdjsonStream(collection, limits, batch_rows), chunks, ticket):
         yield batch
 
 
 async def decode_upsert_arrow(
-    chunks: AsyncIterator[bytes], collection: Collection, limits: Limits, batch_rows: int
+    chunks: AsyncIterator[bytes],
+    collection: Collection,
+    limits: Limits,
+    batch_rows: int,
+    ticket: Ticket = UNBOUNDED,
 ) -> AsyncIterator[UpsertBatch]:
     """The batches of at most `batch_rows` vectors that an Arrow stream stands for, as they become complete."""
-    async for batch in _decoded(_ArrowStream(collection, limits, batch_rows), chunks):
+    async for batch in _decoded(_ArrowStream(collection, limits, batch_rows), chunks, ticket):
         yield batch
 
 
-async def _decoded(stream: _Stream, chunks: AsyncIterator[bytes]) -> AsyncIterator[UpsertBatch]:
+async def _decoded(stream: _Stream, chunks: AsyncIterator[bytes], ticket: Ticket) -> AsyncIterator[UpsertBatch]:
     async for chunk in chunks:
+        await ticket.hold(stream.held_with(len(chunk)))
         found = stream.feed(chunk)
         while (batch := await asyncio.to_thread(next, found, None)) is not None:
             yield batch
@@ -357,14 +386,12 @@ def decode_search_binary(
 ) -> SearchRequest:
     """A search whose body is one or more vectors of little-endian float32 and whose other arguments are in the query.
 
-    `include` is a list with commas, `filter` JSON text. `many` (true or false) says whether the reply is to be a list
-    of lists; when left out it is if there are several vectors.
+    Bytes do not say where a vector ends: of several, `queries` and `dimension` say it. `include` is a list with commas,
+    `filter` JSON text. `many` (true or false) says whether the reply is to be a list of lists; when left out it is if
+    there are several vectors.
     """
     options = api.BinarySearch.parse(_query_as_json(query)).check(limits)
-    size = collection.dimension * 4
-    if not body or len(body) % size:
-        what = f"one or more vectors of {collection.dimension} little-endian float32 ({size} bytes each)"
-        raise _about("", f"must be {what}, is {len(body)} bytes")
+    _check_shape(len(body), options, collection.dimension)
     vectors = np.frombuffer(body, "<f4").reshape(-1, collection.dimension).astype(np.float32, copy=False)
     _check_size(len(vectors), options, collection, limits, "")
     if options.many is False and len(vectors) > 1:
@@ -372,6 +399,28 @@ def decode_search_binary(
     _refuse(_unusable_queries(vectors, collection, [f"vectors[{i}]" for i in range(len(vectors))]))
     many = len(vectors) > 1 if options.many is None else options.many
     return _search_request(vectors, many, options, limits)
+
+
+def _check_shape(size: int, said: api.BinarySearch, dimension: int) -> None:
+    """Refuse a body that is not as many vectors of the collection's dimension as it is said to be."""
+    if said.dimension is not None and said.dimension != dimension:
+        raise InvalidRequest.field("dimension", f"must be {dimension}, the collection's; is {said.dimension}")
+    one = dimension * 4
+    if not size or size % one:
+        what = f"one or more vectors of {dimension} little-endian float32 ({one} bytes each)"
+        raise _about("", f"must be {what}, is {size} bytes")
+    if said.queries is not None and size != said.queries * one:
+        raise InvalidRequest.field("queries", _other_shape(size, said.queries, dimension))
+    if size > one and said.dimension is None and said.queries is None:
+        reason = f"must be given, or else dimension: the body may be {size // one} vectors of {dimension} or others"
+        raise InvalidRequest.field("queries", reason)
+
+
+def _other_shape(size: int, queries: int, dimension: int) -> str:
+    if size % (queries * 4):
+        return f"must be as many as the body holds of {dimension} float32 each, {size // (dimension * 4)}; is {queries}"
+    held = size // (queries * 4)
+    return f"must be vectors of {dimension} numbers, the collection's dimension; the body holds {queries} of {held}"
 
 
 def _query_as_json(query: Mapping[str, str]) -> bytes:
@@ -447,6 +496,16 @@ def _search_request(vectors: F32, many: bool, options: api.SearchOptions, limits
 
 
 # ---- replies ---------------------------------------------------------------------------------------------------------
+
+AS_TEXT: Final = 4
+"""Bytes of a reply, and of what it is made from, for each byte of a vector: numbers as text are long."""
+
+
+def size_of_hits(results: Sequence[Sequence[Hit]]) -> int:
+    """Bytes that these and the reply of them take."""
+    included = (len(hit.vector or b"") + len(hit.metadata or b"") for hits in results for hit in hits)
+    return AS_TEXT * (sum(included) + 64 * sum(map(len, results)))
+
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 

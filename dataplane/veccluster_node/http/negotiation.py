@@ -8,6 +8,7 @@ asks for them, so a bomb costs no more memory than a body at the limit.
 import asyncio
 import re
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,7 +17,8 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from veccluster.errors import InvalidRequest, NotAcceptable, PayloadTooLarge, UnsupportedMediaType
+from veccluster.errors import InvalidRequest, NotAcceptable, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from veccluster_node import budget
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -34,7 +36,13 @@ AIOHTTP_INFLATES: Final = False
 
 OPERATION_HEADER: Final = "Operation-Id"
 PATIENCE = 60.0
-"""Seconds that a body may pause."""
+"""Seconds that a body of any length may pause."""
+WHOLE = 20.0
+"""Seconds that are waited in all for a body that is read whole, beside what it takes at `SLOWEST`."""
+SLOWEST = 16 << 10
+"""Bytes a second in which it arrives at least."""
+TICKET: Final = web.RequestKey("ticket", budget.Ticket)
+"""Under which a request has its `budget.Ticket`."""
 PIECE: Final = 256 << 10
 """Inflated bytes that are produced at once."""
 WORTH_COMPRESSING: Final = 1 << 10
@@ -44,9 +52,14 @@ _ENCODINGS: Final = ("gzip", "zstd")
 
 
 def check_content_type(request: web.Request, *accepted: str) -> str:
-    """The media type of the body, one of `accepted`; a body of which nothing is said is the first of them."""
+    """The media type of the body, one of `accepted`; where there is no body, the first of them.
+
+    A body must say what it is: a web page may send any other site one that does not, unasked.
+    """
     header = request.headers.get("Content-Type")
     if header is None:
+        if request.can_read_body:
+            raise UnsupportedMediaType(f"Content-Type must be given: {_either(accepted)}")
         return accepted[0]
     kind, _, parameters = header.partition(";")
     kind = kind.strip().lower()
@@ -105,24 +118,39 @@ def operation_id(request: web.Request) -> str:
 # ---- bodies of requests ----------------------------------------------------------------------------------------------
 
 
+def ticket_of(request: web.Request) -> budget.Ticket:
+    """What the request takes of the node's budget of bytes."""
+    ticket: budget.Ticket = request.get(TICKET, budget.UNBOUNDED)
+    return ticket
+
+
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body, inflated; `PayloadTooLarge` as soon as it is known to be longer than `limit` bytes."""
+    """The whole body, inflated; `PayloadTooLarge` as soon as it is known to be longer than `limit` bytes.
+
+    It is taken from the node's budget as it grows, so that what inflates to a multiple is refused in time.
+    """
     too_large = PayloadTooLarge(f"the body must be at most {limit} bytes, after decompression; send it in parts")
     if (request.content_length or 0) > limit:
         raise too_large
-    body = bytearray()
-    async for chunk in body_chunks(request):
-        body += chunk
-        if len(body) > limit:
+    body, ticket = bytearray(), ticket_of(request)
+    async for chunk in _inflated(request, _arriving(request, _Steady())):
+        if len(body) + len(chunk) > limit:
             raise too_large
+        await ticket.hold_more(budget.WEIGHT * len(chunk))
+        body += chunk
     return bytes(body)
 
 
 async def body_chunks(request: web.Request) -> AsyncIterator[bytes]:
     """The body as it arrives, inflated, in pieces of bounded size. `InvalidRequest` if it is damaged or cut off."""
+    async for piece in _inflated(request, _arriving(request, _Pausing())):
+        yield piece
+
+
+async def _inflated(request: web.Request, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     inflater = _inflater(request.headers.get("Content-Encoding", "identity"))
     try:
-        async for chunk in _arriving(request):
+        async for chunk in chunks:
             if inflater is None:
                 yield chunk
                 continue
@@ -135,16 +163,47 @@ async def body_chunks(request: web.Request) -> AsyncIterator[bytes]:
         inflater.close()
 
 
-async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
+class _Pausing:
+    """The patience with a body of any length: it may pause for as long, each time."""
+
+    def left(self) -> float:
+        """Seconds that are waited for the next bytes."""
+        return PATIENCE
+
+    def came(self, bytes_: int, seconds: float) -> None:
+        """So many bytes came after so many seconds of waiting."""
+
+
+class _Steady:
+    """The patience with a body that is read whole, which is held in memory meanwhile: so long in all."""
+
+    def __init__(self) -> None:
+        self._left = WHOLE
+
+    def left(self) -> float:
+        """Seconds that are waited for the next bytes."""
+        return self._left
+
+    def came(self, bytes_: int, seconds: float) -> None:
+        """So many bytes came after so many seconds of waiting."""
+        self._left = min(self._left - seconds + bytes_ / SLOWEST, WHOLE)
+
+
+async def _arriving(request: web.Request, patience: _Pausing | _Steady) -> AsyncIterator[bytes]:
     try:
         while True:
-            async with asyncio.timeout(PATIENCE):
+            began = time.monotonic()
+            async with asyncio.timeout(max(patience.left(), 0.0)):
                 chunk = await request.content.readany()
             if not chunk:
                 return
+            patience.came(len(chunk), time.monotonic() - began)
             yield chunk
     except TimeoutError:
-        raise InvalidRequest(f"the body stopped arriving: nothing came for {PATIENCE:g} s") from None
+        raise RequestTimeout(
+            f"the body arrives too slowly, or has stopped: the next bytes did not come within {patience.left():.0f} s. "
+            "What of it was not acknowledged is not stored"
+        ) from None
 
 
 class _Decompressor(Protocol):

@@ -203,14 +203,25 @@ def _parameters(limits: Limits) -> Json:
             {"type": "boolean"},
             f"Whether `results` are a list of lists; if left out, when there are several vectors. {binary}",
         ),
+        "queries": _parameter(
+            "queries", "query", {**_INTEGER, "maximum": limits.max_queries}, f"How many vectors there are. {binary}"
+        ),
+        "dimension": _parameter(
+            "dimension",
+            "query",
+            {**_INTEGER, "maximum": limits.max_dimension},
+            f"How many numbers each has. Of several vectors this or `queries` must be given. {binary}",
+        ),
         "where": {**where, "description": f"Only vectors that match. {binary}"},
     }
 
 
 _ERRORS: Final[Mapping[int, str]] = {
     400: "Something in the request is wrong; `errors` says what would be right.",
+    403: "It comes from a web page, or by a name, that is not allowed.",
     404: "There is no such collection, or vector.",
     406: "The reply cannot be given in any of the types in Accept.",
+    408: "The body arrives too slowly, or has stopped arriving.",
     409: "A collection of this name exists and differs; or a shard's loss cannot be accepted.",
     413: "The body is too large.",
     415: "The body is of a type, or compressed in a way, that is not read here.",
@@ -270,20 +281,20 @@ def _operation(
     body: Json | None = None,
     optional_body: bool = False,
 ) -> Json:
-    """One operation; 500 and 503 can happen to any of them."""
+    """One operation; 403, 500 and 503 can happen to any of them."""
     operation: Json = {"summary": summary}
     if parameters:
         operation["parameters"] = [_ref("parameters", name) for name in parameters]
     if body:
         operation["requestBody"] = {"required": not optional_body, "content": body}
     answered = {str(status): answer for status, answer in answers.items()}
-    failed = {str(status): _ref("responses", f"Error{status}") for status in sorted({*errors, 500, 503})}
+    failed = {str(status): _ref("responses", f"Error{status}") for status in sorted({*errors, 403, 500, 503})}
     return {**operation, "responses": {**answered, **failed}}
 
 
 # ---- routes ----------------------------------------------------------------------------------------------------------
 
-_BODY_ERRORS: Final = (400, 404, 413, 415)
+_BODY_ERRORS: Final = (400, 404, 408, 413, 415)
 
 
 def _collections() -> Json:
@@ -296,7 +307,7 @@ def _collections() -> Json:
             "put": _operation(
                 "Create a collection. The same again changes nothing.",
                 {201: _answer("It is created.", created), 200: _answer("It is there already.", created)},
-                errors=(400, 409, 413, 415, 504),
+                errors=(400, 408, 409, 413, 415, 504),
                 parameters=("name",),
                 body=_content("CreateCollection"),
             ),
@@ -403,7 +414,7 @@ def _vectors() -> Json:
 
 
 def _queries() -> Json:
-    binary = ("k", "where", "include", "ef", "exact", "read", "allow_partial", "many")
+    binary = ("k", "where", "include", "ef", "exact", "read", "allow_partial", "many", "queries", "dimension")
     return {
         "/v1/collections/{name}/search": {
             "post": _operation(

@@ -71,8 +71,8 @@ class Api:
         """PUT /v1/collections/{name}."""
         _query(request)
         name = request.match_info["name"]
-        body = await negotiation.read_body(request, self.limits.max_body_size)
         negotiation.check_content_type(request, negotiation.JSON)
+        body = await negotiation.read_body(request, self.limits.max_body_size)
         nodes = sum(n.state is NodeState.active for n in self.node.state.nodes.values())
         options = await _in_thread(len(body), codecs.decode_options, api.CreateCollection, body, self.limits)
         asked = options.collection(name, uuid=uuid.uuid4().hex, cluster=self.spec, nodes=nodes, limits=self.limits)
@@ -160,9 +160,8 @@ class Api:
         _query(request)
         collection = await self._collection(request)
         number = _number_of(request)
+        negotiation.check_content_type(request, negotiation.JSON)
         body = await negotiation.read_body(request, self.limits.max_body_size)
-        if body:
-            negotiation.check_content_type(request, negotiation.JSON)
         asked = await _in_thread(len(body), codecs.decode_options, api.Recover, body or b"{}", self.limits)
         if asked.accept_data_loss and asked.expected is not None:
             plan = await self.node.lost_quorum.accept(collection, number, asked.expected)
@@ -199,7 +198,8 @@ class Api:
         chunks = negotiation.body_chunks(request)
         behind = _WriteBehind(lambda batch, number: self._store(collection, batch, f"{operation} {number}", level))
         try:
-            async for batch in decode(chunks, collection, self.limits, self.batch_rows):
+            ticket = negotiation.ticket_of(request)
+            async for batch in decode(chunks, collection, self.limits, self.batch_rows, ticket):
                 await behind.write(batch)
             await behind.settle()
         except VecClusterError as error:
@@ -282,6 +282,7 @@ class Api:
         where = self._filter_of(query)
         accept = negotiation.choose(request, negotiation.JSON, negotiation.ARROW)
         reading = self._reading(request, collection, _read_level(query))
+        await negotiation.ticket_of(request).hold(limit * collection.dimension * 4)
         ids, positions = await self.node.coordinator.list_ids(collection, _after(query), limit, where, reading)
         # Whichever replicas give the vectors must have come as far as those that gave the ids.
         seen = token.merge([reading.session, positions])
@@ -289,6 +290,7 @@ class Api:
         page = [found[i] for i in ids if i in found]
         cursor = _cursor_after(ids[-1]) if len(ids) == limit else None
         size = sum(len(v.vector) + len(v.metadata) for v in page)
+        await negotiation.ticket_of(request).hold(codecs.AS_TEXT * size)
         body = await _in_thread(size, codecs.encode_page, page, cursor, accept, collection.dimension)
         headers = {token.HEADER: token.encode(seen)} | ({"Cursor": cursor} if cursor else {})
         return web.Response(body=body, content_type=accept, headers=headers)
@@ -297,9 +299,8 @@ class Api:
         """POST /v1/collections/{name}/count."""
         _query(request)
         collection = await self._collection(request)
+        negotiation.check_content_type(request, negotiation.JSON)
         body = await negotiation.read_body(request, self.limits.max_body_size)
-        if body:
-            negotiation.check_content_type(request, negotiation.JSON)
         asked = await _in_thread(len(body), codecs.decode_options, api.Count, body or b"{}", self.limits)
         where = None
         if asked.filter is not None:
@@ -334,6 +335,8 @@ class Api:
             with_vector="vector" in asked.include,
             allow_partial=asked.allow_partial,
         )
+        most = len(plan.vectors) * plan.k * (64 + (collection.dimension * 4 if plan.with_vector else 0))
+        await negotiation.ticket_of(request).hold_more(most)
         found = await self.node.coordinator.search(collection, plan, reading)
         seen = token.encode(token.merge([reading.session, found.positions]))
         envelope = {
@@ -343,6 +346,7 @@ class Api:
             "took_ms": round((time.perf_counter() - started) * 1000, 3),
         }
         size = sum(map(len, found.hits)) * (collection.dimension if plan.with_vector else 1) * 64
+        await negotiation.ticket_of(request).hold(codecs.size_of_hits(found.hits))
         body = await _in_thread(size, codecs.encode_search, found.hits, asked, collection, envelope, accept)
         return web.Response(body=body, content_type=accept, headers={token.HEADER: seen})
 

@@ -13,8 +13,10 @@ import msgspec
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from veccluster.errors import Unavailable, VecClusterError
+from veccluster.errors import RequestTimeout, Unavailable, VecClusterError
 from veccluster.model.state import NodeId, ShardId
+from veccluster_node.budget import Budget, Ticket
+from veccluster_node.door import Door, answer_of, connections_for
 from veccluster_node.peer import links, snapshots, wire
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Handler
 from veccluster_node.peer.messages import AnyRequest
@@ -22,6 +24,18 @@ from veccluster_node.peer.proofs import HELLO, Doorkeeper
 
 MAX_BODY = 512 * 1024 * 1024
 """A coordinator's own limits are far below; this only bounds what a stranger could send."""
+MAX_CONNECTIONS = 4096
+"""Of all other nodes; each asks on as many as it has questions."""
+SHARE_OF_FILES = 4
+"""They may take this part of the files that the process may open."""
+READ_TIME = 60.0
+"""Seconds in which a question has arrived."""
+MAX_LINKS = 256
+"""Links at once; the nodes of a cluster are fewer."""
+HELD = 512 << 20
+"""Bytes of questions that are there at once, where the node's memory does not say less; the oldest is always taken."""
+TWICE = 2
+"""A question is there as it came and as what it says."""
 SILENCE = 60.0
 """Seconds after which a link is given up on which nothing came, not even a ping: the peer has gone without a word."""
 
@@ -40,9 +54,11 @@ class PeerPort:
         answer: Handler,
         receive: Callable[[NodeId, ShardId, wire.Received], None],
         file: Callable[[str, str], Path | None],
+        door: Door | None = None,
+        held: int = HELD,
     ) -> None:
         """`receive` is told which node has sent what; `file` says where a file of a snapshot is, by the snapshot's id
-        and the file's path in it.
+        and the file's path in it. `held` is how many bytes of questions may be there at once.
         """
         self._me = me
         self._doorkeeper = doorkeeper
@@ -54,7 +70,11 @@ class PeerPort:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._draining = False
-        self.application = web.Application(client_max_size=MAX_BODY)
+        self._budget = Budget(held)
+        if door is None:
+            door = Door(connections_for(MAX_CONNECTIONS, SHARE_OF_FILES), farewell=_farewell)
+        self.door = door
+        self.application = web.Application(client_max_size=MAX_BODY, middlewares=[self.door.watch()])
         self.application.router.add_get(HELLO, doorkeeper.hello)
         self.application.router.add_post(PATH, self._ask)
         self.application.router.add_get(links.PATH, self._replicate)
@@ -85,8 +105,14 @@ class PeerPort:
                 self._quiet.set()
 
     async def _answer_to(self, request: web.Request) -> web.Response:
+        with self._budget.ticket() as ticket:
+            return await self._answer_within(request, ticket)
+
+    async def _answer_within(self, request: web.Request, ticket: Ticket) -> web.Response:
         try:
-            message = _decoder.decode(await request.read())
+            message = _decoder.decode(await _read(request, ticket))
+        except (Unavailable, RequestTimeout) as error:
+            return _packed(error.problem(), status=error.status)
         except msgspec.DecodeError as error:
             return _packed({"title": "Not a message between nodes", "detail": str(error)}, status=400)
         if self._draining:
@@ -109,6 +135,8 @@ class PeerPort:
         meant = request.query.get("to")
         if meant != self._me:  # an address that another node had before
             return web.Response(status=421, text=f"this is {self._me}, not {meant}")
+        if len(self._links) >= MAX_LINKS:
+            return web.Response(status=503, text=f"there are {MAX_LINKS} links")
         stream = web.WebSocketResponse(compress=False, max_msg_size=MAX_BODY, receive_timeout=SILENCE, timeout=1.0)
         await stream.prepare(request)
         self._links.add(stream)
@@ -140,6 +168,25 @@ class PeerPort:
         self._doorkeeper.admit(request)
         path = self._file(request.match_info["id"], request.match_info["file"])
         return web.FileResponse(path) if path else web.Response(status=404)
+
+
+async def _read(request: web.Request, ticket: Ticket) -> bytes:
+    """A question as it arrives, within what all of them may hold."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_TIME):
+            async for chunk in request.content.iter_any():
+                await ticket.hold_more(TWICE * len(chunk))
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise web.HTTPRequestEntityTooLarge(max_size=MAX_BODY, actual_size=len(body))
+    except TimeoutError:
+        raise RequestTimeout(f"the question did not arrive within {READ_TIME:g} s") from None
+    return bytes(body)
+
+
+def _farewell(error: VecClusterError) -> bytes:
+    return answer_of(error, MEDIA_TYPE, msgspec.msgpack.encode(error.problem()))
 
 
 def _packed(value: object, status: int = 200) -> web.Response:

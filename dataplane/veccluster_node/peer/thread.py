@@ -18,12 +18,13 @@ from aiohttp import web
 from veccluster.decisions.replication.events import Received
 from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.model.state import Member, Node, NodeId, ShardId
+from veccluster_node.door import DoorSite
 from veccluster_node.peer import wire
 from veccluster_node.peer.client import Handler
 from veccluster_node.peer.links import Links
 from veccluster_node.peer.messages import AnyRequest, Reply
 from veccluster_node.peer.proofs import Doorkeeper, Introductions, Secret
-from veccluster_node.peer.server import PeerPort
+from veccluster_node.peer.server import HELD, PeerPort
 from veccluster_node.peer.snapshots import RATE, Transfers
 
 SHUTDOWN_TIMEOUT = 10.0
@@ -51,13 +52,14 @@ class PeerThread:
         outgoing: Path,
         heartbeat: float,
         snapshot_rate: float = RATE,
+        held: int = HELD,
     ) -> None:
         """`answer` runs on the loop that calls `start`, all others on the thread: they must return at once.
 
         `older` is as for `Doorkeeper`. `deliver` is given what replicas send to this node's, `tick` is called every
         `heartbeat` seconds, `directory` says where the open replica keeps its files that is this member and no other;
         `allows` whether the sender of a header may be a replica's primary. `outgoing` is a directory for snapshots, on
-        the file system of the replicas; what is in it goes.
+        the file system of the replicas; what is in it goes. `held` is how many bytes of questions may be there at once.
         """
         introductions = Introductions(me, secret)
         self.links = Links(me, members, introductions)
@@ -78,6 +80,7 @@ class PeerThread:
         self._deliver = deliver
         self._tick = tick
         self._heartbeat = heartbeat
+        self._held = held
         self._main: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -116,12 +119,13 @@ class PeerThread:
             answer=self._ask_main,
             receive=self._receive,
             file=self.transfers.file,
+            held=self._held,
         )
         runner = web.AppRunner(port.application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         await self.links.open()
         await self.transfers.open()
-        await web.SockSite(runner, self._listener).start()
+        await DoorSite(runner, self._listener, port.door).start()
         beats = asyncio.create_task(self._beat())
         self._started.set_result(None)
         await self._stopping.wait()

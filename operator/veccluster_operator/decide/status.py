@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veccluster_operator.decide.observed import NOT_READY, Manifest, Observed, is_ready, pod_problem
+from veccluster_operator.decide.observed import NOT_READY, Manifest, Observed, is_part, is_ready, pod_problem
 
 Status = dict[str, Any]
 MAX_ISSUES, MAX_ISSUE = 100, 1024
@@ -53,23 +53,28 @@ def paused(previous: Status, generation: int) -> Status:
     return {**previous, "observedGeneration": generation, "conditions": merged}
 
 
-def of(observed: Observed, situation: Situation, generation: int) -> Status:
-    """The whole status, without transition times (`with_times` adds them)."""
+def of(observed: Observed, situation: Situation, generation: int, previous: Mapping[str, Any] | None = None) -> Status:
+    """The whole status, without transition times (`with_times` adds them).
+
+    `previous` is the status before; where it is not given, the cluster counts as one that has been up.
+    """
     pods = observed.pods_of("node")
     ready = sum(map(is_ready, pods))
     report = observed.report
+    starting = previous is not None and not _has_been_up(previous) and _is_not_up(observed, situation, ready)
     issues = list(_issues(observed, situation, pods))
-    health = _health(observed, situation, ready, issues)
+    health = None if starting else _health(observed, situation, issues)
+    otherwise = next_obstacle(observed, situation, ready)
     conditions = [
         _ready(observed, situation, ready, health),
         _progressing(observed, situation, ready),
-        _degraded(health, issues),
+        _starting(observed, otherwise) if health is None else _degraded(health, issues, otherwise),
         _scaling(situation, len(pods)),
     ]
     status: Status = {
         "observedGeneration": generation,
         "conditions": [with_generation(c, generation) for c in conditions],
-        "health": health,
+        **({} if health is None else {"health": health}),
         "issues": [i[:MAX_ISSUE] for i in issues[:MAX_ISSUES]],
         "nodes": {"desired": situation.desired, "ready": ready, "draining": 0},
         "endpoints": list(situation.endpoints),
@@ -86,6 +91,18 @@ def of(observed: Observed, situation: Situation, generation: int) -> Status:
     return status
 
 
+def _has_been_up(previous: Mapping[str, Any]) -> bool:
+    """Whether the cluster has ever been judged: what it lacks before that is no fault of it."""
+    reasons = [c["reason"] for c in previous.get("conditions", ()) if c["type"] == "Degraded"]
+    return any(reason not in _NOT_JUDGED for reason in reasons)
+
+
+def _is_not_up(observed: Observed, situation: Situation, ready: int) -> bool:
+    """Whether nodes are still to come, and nothing is known to be kept by those that are there."""
+    report = observed.report
+    return report is None or (ready < situation.desired and not report["shards"]["total"])
+
+
 def _issues(observed: Observed, situation: Situation, pods: Sequence[Manifest]) -> Iterator[str]:
     """The gravest first: what cannot be done, what the nodes say, what their pods say, what etcd says."""
     if situation.refusal:
@@ -93,26 +110,45 @@ def _issues(observed: Observed, situation: Situation, pods: Sequence[Manifest]) 
     yield from situation.obstacles
     if observed.report is not None:
         yield from observed.report.get("issues", ())
-    for pod in observed.pods:
-        if problem := pod_problem(pod, observed.nodes_down):
-            yield f"{problem[0].upper()}{problem[1:].rstrip('.')}."
-    if observed.report is None and observed.report_problem and pods:
-        yield f"The cluster cannot be asked how it is: {observed.report_problem}."
+    yield from _issues_of_pods(observed, situation, pods)
+    if observed.report is None:
+        yield _unasked(observed, pods)
     yield from situation.issues
     yield from situation.warnings
 
 
-def _health(observed: Observed, situation: Situation, ready: int, issues: Sequence[str]) -> str:
+def _issues_of_pods(observed: Observed, situation: Situation, pods: Sequence[Manifest]) -> Iterator[str]:
+    """What pods say; not of those that only come up beside nodes which have all that they should."""
+    well = observed.report is not None and observed.report["health"] == "healthy"
+    for pod in observed.pods:
+        problem = pod_problem(pod, observed.nodes_down)
+        if problem and not (well and is_part(pod, "node") and problem.endswith(NOT_READY)):
+            yield f"{problem[0].upper()}{problem[1:].rstrip('.')}."
+    there = {pod["metadata"]["name"] for pod in observed.pods}
+    for node in (observed.report or {}).get("nodes", ()):
+        if node["id"] not in there and pods and _number(node["id"]) < situation.desired:
+            yield f"Pod {node['id']} is not there; the StatefulSet controller makes it anew."
+
+
+def _number(node: str) -> int:
+    return int(number) if (number := node.rpartition("-")[2]).isdecimal() else 0
+
+
+def _unasked(observed: Observed, pods: Sequence[Manifest]) -> str:
+    if not pods:
+        return "No pod of a node is there."
+    return f"The cluster cannot be asked how it is: {observed.report_problem or 'no node has been asked yet'}."
+
+
+def _health(observed: Observed, situation: Situation, issues: Sequence[str]) -> str:
     """What the nodes say, and worse where Kubernetes knows more; warnings alone do not count."""
     if observed.report is None:
         return "critical"
     said: str = observed.report["health"]
-    if said == "healthy" and (ready < situation.desired or len(issues) > len(situation.warnings)):
-        return "degraded"
-    return said
+    return "degraded" if said == "healthy" and len(issues) > len(situation.warnings) else said
 
 
-def _ready(observed: Observed, situation: Situation, ready: int, health: str) -> Condition:
+def _ready(observed: Observed, situation: Situation, ready: int, health: str | None) -> Condition:
     if ready < situation.desired or observed.report is None:
         reason = "NoAccessToEtcd" if observed.no_access else "WaitingForNodes"
         return Condition("Ready", "False", reason, next_obstacle(observed, situation, ready))
@@ -158,10 +194,23 @@ def _progressing(observed: Observed, situation: Situation, ready: int) -> Condit
     return Condition("Progressing", "False", "Complete", "everything is as the file asks")
 
 
-def _degraded(health: str, issues: Sequence[str]) -> Condition:
+_NOT_JUDGED = ("Starting", "NotStarted")
+"""Reasons of `Degraded` while a cluster comes up for the first time."""
+
+
+def _starting(observed: Observed, obstacle: str) -> Condition:
+    """Of a cluster that comes up for the first time: it is nothing yet, unless a pod cannot come up."""
+    problems = [problem for pod in observed.pods if (problem := pod_problem(pod, observed.nodes_down))]
+    for problem in problems:
+        if not problem.endswith(NOT_READY):
+            return Condition("Degraded", "True", "NotStarted", problem)
+    return Condition("Degraded", "Unknown", "Starting", obstacle)
+
+
+def _degraded(health: str, issues: Sequence[str], obstacle: str) -> Condition:
     if health == "healthy":
         return Condition("Degraded", "False", "Healthy", _first(issues, "nothing is wrong"))
-    return Condition("Degraded", "True", health.capitalize(), _first(issues, "no reason is known"))
+    return Condition("Degraded", "True", health.capitalize(), _first(issues, obstacle))
 
 
 def _scaling(situation: Situation, there: int) -> Condition:
