@@ -87,7 +87,7 @@ def test_every_node_serves_the_document(node):
 
 def test_a_node_says_that_it_lives_and_is_ready_and_what_it_measures():
     assert call("GET", f"{server()}/healthz").json() == {"status": "ok"}
-    assert call("GET", f"{server()}/readyz").json() == {"status": "ready"}
+    assert call("GET", f"{server()}/readyz").json() == {"status": "ready", "opening": []}
     metrics = call("GET", f"{server()}/metrics")
     assert metrics.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert 'veccluster_http_requests_total{method="GET",route="/readyz",status="200"}' in metrics.text
@@ -104,7 +104,7 @@ def test_the_cluster_is_healthy_and_names_its_nodes(hundred):
     ids = [n["id"] for n in said["nodes"]]
     assert ids == ["test-0", "test-1", "test-2"] and said["leader"] in ids
     assert {n["state"] for n in said["nodes"]} == {"active"}
-    assert said["nodes"][0].keys() == {"id", "address", "zone", "state", "version", "needed"}
+    assert said["nodes"][0].keys() == {"id", "address", "zone", "state", "version", "needed", "opening"}
     assert [f"http://{n['address']}" for n in said["nodes"]] == clusters.shared().servers
     assert said["shards"].keys() == {"total", "under_replicated", "unavailable", "moving"}
     assert said["shards"]["unavailable"] == 0 and said["shards"]["total"] >= 3

@@ -264,6 +264,10 @@ def test_a_node_answers_its_liveness_probe_while_a_shard_takes_its_time_to_open_
         nodes.environment["VECCLUSTER_FAILPOINTS"] = "replica.opening=1-hang"
         nodes.start(0, arguments=("--stop-timeout", "3"))
         wait_until(lambda: "opening shards" in _why_not_ready(nodes), "the shard to be opened")
+        said = requests.get(nodes.url(0) + "/readyz", timeout=5)
+        assert said.ok, "it answers for all others, and by the others for this one"
+        assert set(said.json()["opening"]) & {f"{name}/0", f"{name}/1"}
+        assert set(nodes.cluster(0)["nodes"][0]["opening"]) == set(said.json()["opening"])
         for _ in range(20):
             asked = time.monotonic()
             assert requests.get(nodes.url(0) + "/healthz", timeout=5).ok
@@ -274,7 +278,7 @@ def test_a_node_answers_its_liveness_probe_while_a_shard_takes_its_time_to_open_
 
 def _why_not_ready(nodes: Nodes) -> str:
     try:
-        return requests.get(nodes.url(0) + "/readyz", timeout=5).json().get("detail", "")
+        return requests.get(nodes.url(0) + "/readyz?shards=all", timeout=5).json().get("detail", "")
     except requests.ConnectionError:
         return ""
 

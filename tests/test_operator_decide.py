@@ -41,10 +41,16 @@ def report(
     leader: str = "demo-0",
     down: tuple[str, ...] = (),
     needed: tuple[str, ...] = (),
+    opening: tuple[str, ...] = (),
     **shards: int,
 ) -> Any:
     nodes = [
-        {"id": i, "state": "down" if i in down else "active", "needed": i in needed}
+        {
+            "id": i,
+            "state": "down" if i in down else "active",
+            "needed": i in needed,
+            "opening": ["words/0"] if i in opening else [],
+        }
         for i in (f"demo-{n}" for n in range(3))
     ]
     counts = {"total": 3, "under_replicated": 0, "unavailable": 0, "moving": 0, **shards}
@@ -93,6 +99,7 @@ def test_a_restart_says_which_fields_are_its_reason():
         ([pod(0), pod(1), pod(2)], report("critical", unavailable=1), "1 shards are unavailable"),
         ([pod(0), pod(1), pod(2)], report("degraded", under_replicated=2), "2 shards are under replicated"),
         ([pod(0), pod(1), pod(2)], report("degraded", down=("demo-1",)), "node demo-1 must be active first"),
+        ([pod(0), pod(1), pod(2)], report(opening=("demo-1",)), "node demo-1 is still opening words/0"),
     ],
 )
 def test_no_healthy_pod_restarts_while_something_else_is_amiss(pods, said, words):

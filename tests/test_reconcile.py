@@ -35,6 +35,8 @@ class _Host:
         self.asked_to_open = asyncio.Event()
         self.let_open = asyncio.Event()
         self.let_open.set()
+        self.let_delete = asyncio.Event()
+        self.let_delete.set()
         self.opened: dict[ShardId, Member] = {}
         self.damaged: dict[ShardId, str] = {}
         self.corrupt: set[ShardId] = set()
@@ -84,6 +86,7 @@ class _Host:
 
     async def delete(self, shard: ShardId) -> None:
         await self.shut(shard)
+        await self.let_delete.wait()
         shutil.rmtree(self.directory(shard))
         self.damaged.pop(shard, None)
         self.corrupt.discard(shard)
@@ -286,6 +289,23 @@ async def test_a_shard_is_recovering_until_it_is_open_and_served_where_it_is_pri
     here.host.primaries = []
     here.store.put(here.record(primary=THERE, in_sync=(here.me, THERE)))
     assert here.reconciler.recovering() == []
+
+
+async def test_a_collection_that_is_being_deleted_leaves_the_node_complete_and_is_no_issue_of_it(here: _Node) -> None:
+    here.store.put(here.record(epoch=Epoch(0)))
+    await here.rounds()
+    here.store.put(here.record())
+    here.host.primaries = [SHARD]
+    here.host.let_delete.clear()
+    here.store.put(here.record(), collections={}, drops={WORDS.uuid: Drop(uuid=WORDS.uuid, name="words")})
+    here.reconciler.round()
+    await asyncio.sleep(0)
+    for _ in range(2):  # while it is being deleted, and once it is, before the leader has cleared its record
+        assert here.reconciler.settled
+        assert (here.reconciler.recovering(), here.reconciler.broken(), here.reconciler.issues()) == ([], [], [])
+        here.host.let_delete.set()
+        await here.rounds()
+    assert set(here.store.reported) == {WORDS.uuid}
 
 
 async def test_what_the_shard_has_enough_copies_of_without_this_one_is_deleted_for_good(here: _Node) -> None:

@@ -207,7 +207,9 @@ class OutcomeUnknown(VecClusterError):
 
 
 class InsufficientStorage(VecClusterError):
-    """A disk is full or a limit of memory is reached: upserts are refused, reads and deletes go on."""
+    """A disk is full or a limit of memory is reached: upserts are refused, reads and deletes go on. Or a new collection
+    does not fit into the files that nodes may open.
+    """
 
     slug, title, status, retry_after = "insufficient-storage", "Insufficient storage", 507, 30
 

@@ -5,11 +5,12 @@ serves what: the replicas' rules do, by the configurations that the node's recon
 """
 
 import asyncio
+import os
 import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from heapq import merge
@@ -21,7 +22,7 @@ import numpy as np
 import orjson
 import structlog
 
-from veccluster.decisions import filters
+from veccluster.decisions import descriptors, filters
 from veccluster.decisions.hosting import Local
 from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import events as on
@@ -29,9 +30,17 @@ from veccluster.decisions.replication.atomic import Batch, Showing
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.decisions.replication.values import Configuration, Member
-from veccluster.errors import OutcomeUnknown, ReplicaBehind, ShardsUnavailable, VecClusterError
+from veccluster.errors import (
+    InsufficientStorage,
+    OutcomeUnknown,
+    ReplicaBehind,
+    ShardsUnavailable,
+    Unavailable,
+    VecClusterError,
+)
 from veccluster.model.limits import Limits
 from veccluster.model.state import Collection, ReadConsistency, ReadOnly, Seq, ShardId
+from veccluster_node.lanes import Lane, Lanes
 from veccluster_node.measures import Measures
 from veccluster_node.memory import MemoryGuard
 from veccluster_node.peer import messages as m
@@ -40,21 +49,27 @@ from veccluster_node.storage.files import disk_usage, make_directory, sync_direc
 from veccluster_node.storage.inspection import Inspection
 from veccluster_node.storage.replica import Replica
 from veccluster_node.storage.settings import ReplicaSpec, StorageSettings
+from veccluster_node.storage.stopping import Stop
 from veccluster_node.storage.surroundings import Standing, Surroundings
 
 T = TypeVar("T")
 Ops = Sequence[operations.Op] | operations.DeleteWhere
-_Read = m.Search | m.Get | m.ListIds | m.Count
 _OfOneState = search.Results | search.Rows[Any] | search.Total
 
 ROOM_TO_OPEN = 16 << 20
 """Bytes that must be free on the disk before a replica that failed is opened again."""
+
+LOOK_AT_DISK_EVERY = 2.0
+"""Seconds after which it is seen that somebody has taken a directory away, or brought one."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks at whether a batch is decided."""
 
 WAY_ON = "Restore its directory from a backup, or export what it holds and load that into a new collection."
 """For a shard whose only copy is damaged."""
+
+NODE = "the node"
+"""The source of what is read for no client."""
 
 DOOMED = ".deleted"
 """What the directory of a shard ends in while it is being deleted."""
@@ -94,6 +109,14 @@ class Patience:
     fresh: float = 3.0
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """How many files the process may open, and how many connections of clients it is to take."""
+
+    limit: int = descriptors.ENOUGH
+    connections: int = 1024
+
+
 class ShardHost:
     """Every shard whose data is on this node."""
 
@@ -107,18 +130,20 @@ class ShardHost:
         *,
         threads: int,
         patience: Patience = Patience(),
+        files: Files = Files(),
     ) -> None:
         """Nothing is open yet."""
         self.memory = memory
         self.measures = Measures()
         self._surroundings = surroundings
         self._patience = patience
+        self._files = files
         self.metadata_is_fresh: Callable[[], bool] = lambda: True
         """Whether what etcd last said is from a moment ago; the node says how to know."""
         self._dir = data_dir / "shards"
         self._settings = settings
         self._limits = limits
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="shard")
+        self._lanes = Lanes(threads)
         self._builds = threading.Semaphore(1)
         self._hosted: dict[ShardId, Hosted] = {}
         self._alone: dict[ShardId, asyncio.Lock] = {}
@@ -126,14 +151,42 @@ class ShardHost:
         make_directory(self._dir)
         for half_deleted in self._dir.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
+        self._on_disk = self._listed()
+        self._changes = 0
+        """How often this process itself has changed what is there."""
 
     # What the reconcile sees and does
 
     def local(self) -> Mapping[ShardId, Local]:
-        """Every shard that has a directory here."""
-        on_disk = (_shard_of(p.name) for p in self._dir.iterdir() if p.is_dir())
-        found = {shard: Local() for shard in on_disk if shard is not None}
+        """Every shard that has a directory here, as far as is known: this is asked far too often to look."""
+        found = {shard: Local() for shard in self._on_disk}
         return found | {i: Local(is_open=True, damaged=h.replica.damaged) for i, h in self._hosted.items()}
+
+    async def follow_disk(self) -> None:
+        """Notice what others do to the directories, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_AT_DISK_EVERY)
+            before = self._changes
+            try:
+                listed = await self._lanes.opening.run(lambda _: self._listed())
+            except (OSError, Unavailable) as error:  # too many open files, perhaps
+                log.warning("shards_not_listed", reason=str(error))
+                continue
+            if before == self._changes:
+                self._on_disk = listed
+
+    def _listed(self) -> frozenset[ShardId]:
+        with os.scandir(self._dir) as entries:
+            found = (_shard_of(entry.name) for entry in entries if entry.is_dir())
+            return frozenset(shard for shard in found if shard is not None)
+
+    def _note_directory(self, shard: ShardId, *, is_there: bool) -> None:
+        self._changes += 1
+        self._on_disk = self._on_disk | {shard} if is_there else self._on_disk - {shard}
+
+    def room(self) -> int:
+        """How many more shards may be open, by the files that this process may open."""
+        return max(0, descriptors.shards(self._files.limit, self._files.connections) - len(self._hosted))
 
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
@@ -147,13 +200,16 @@ class ShardHost:
     async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
         """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
         async with self._exclusively(shard):
-            replica = await self._run(lambda: self._opened(shard, collection, member))
+            if why := descriptors.too_many_here(len(self._hosted), self._files.limit, self._files.connections):
+                raise InsufficientStorage(why)
+            self._note_directory(shard, is_there=True)
+            replica = await self._lanes.opening.run(lambda _: self._opened(shard, collection, member))
             self._hosted[shard] = Hosted(replica, collection)
 
     async def inspect(self, shard: ShardId, collection: Collection, member: Member) -> Inspection | None:
         """How far the copy that is here has come, in use or not; None if there is none."""
 
-        def look() -> Inspection | None:
+        def look(_: Stop) -> Inspection | None:
             if not (self._dir / str(shard)).is_dir():
                 return None
             replica = self._opened(shard, collection, member)  # it takes part in nothing before it sees a configuration
@@ -164,8 +220,8 @@ class ShardHost:
 
         async with self._exclusively(shard):
             if hosted := self._hosted.get(shard):
-                return await asyncio.wrap_future(hosted.replica.inspect())
-            return await self._run(look)
+                return await _of(hosted.replica.inspect())
+            return await self._lanes.opening.run(look)
 
     def _exclusively(self, shard: ShardId) -> asyncio.Lock:
         return self._alone.setdefault(shard, asyncio.Lock())
@@ -210,7 +266,7 @@ class ShardHost:
     async def shut(self, shard: ShardId) -> None:
         """Close the replica and keep its data."""
         if hosted := self._hosted.pop(shard, None):
-            await self._run(hosted.replica.close)
+            await self._lanes.closing.run(lambda _: hosted.replica.close())
 
     async def delete(self, shard: ShardId) -> None:
         """Close the replica and delete its data; renamed first, so that half a shard is never opened again."""
@@ -221,13 +277,14 @@ class ShardHost:
     async def _remove(self, shard: ShardId) -> None:
         doomed = self._dir / f"{shard}{DOOMED}"
 
-        def remove() -> None:
+        def remove(_: Stop) -> None:
             if (path := self._dir / str(shard)).exists():
                 path.rename(doomed)
                 sync_directory(self._dir)
             shutil.rmtree(doomed, ignore_errors=True)
 
-        await self._run(remove)
+        await self._lanes.deleting.run(remove)
+        self._note_directory(shard, is_there=False)
         log.info("shard_deleted", shard=str(shard))
 
     def mendable(self) -> list[ShardId]:
@@ -280,7 +337,7 @@ class ShardHost:
         """Close every replica; what was acknowledged is on disk already."""
         for shard in list(self._hosted):
             await self.shut(shard)
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._lanes.shut_down()
 
     def reports(self, collection: str | None = None) -> list[m.ShardReport]:
         """How each served shard fares; `collection` (uuid) narrows it."""
@@ -309,8 +366,15 @@ class ShardHost:
 
     @_answer.register
     async def _(self, request: m.DeleteWhere) -> m.Reply:
-        where = operations.DeleteWhere(self._parsed(request.filter))
-        return await self._write(request.shard, where, request)
+        """What matches is looked for as in any slow read, before the write takes its place among others."""
+        replica, where = self._hosted_here(request.shard).replica, self._parsed(request.filter)
+        try:
+            async with asyncio.timeout(self._patience.write):
+                looked = await self._lanes.slow.run(lambda stop: replica.look(where, stop), NODE)
+        except TimeoutError:
+            took = f"took longer than {self._patience.write:g} s"
+            raise Unavailable(f"shard {request.shard}: to see what matches {took}; nothing was deleted") from None
+        return await self._write(request.shard, operations.DeleteWhere(where, looked), request)
 
     async def _write(self, shard: ShardId, ops: Ops, request: m.Write) -> m.Written:
         try:
@@ -367,7 +431,7 @@ class ShardHost:
     @_answer.register
     async def _(self, request: m.GetShowing) -> m.Reply:
         async def one(shard: ShardId) -> Showing:
-            return await self._run(self._hosted_here(shard).replica.showing)
+            return await self._showing(self._hosted_here(shard).replica)
 
         found, failed = await _by_shard([ShardId(request.collection, n) for n in request.shards], one)
         return m.Shown({n: (0, s.applied) for n, s in found.items()}, _wire_showings(found), failed)
@@ -391,7 +455,7 @@ class ShardHost:
             with_vector=request.with_vector,
         )
         shards = [ShardId(request.collection, n) for n in request.shards]
-        found, failed = await self._each(shards, request, lambda r: r.search(query))
+        found, failed = await self._each(shards, request, lambda r, stop: r.search(query, stop))
         per_query = zip(*(found[n] for n in sorted(found)), strict=True) if found else [()] * request.queries
         hits = [
             [_wire_hit(h) for h in islice(merge(*lists, key=lambda h: (h.distance, h.id)), request.k)]
@@ -403,7 +467,7 @@ class ShardHost:
     async def _(self, request: m.Get) -> m.Reply:
         shards = [ShardId(request.collection, n) for n in request.ids]
         wanted = {ShardId(request.collection, n): ids for n, ids in request.ids.items()}
-        got, failed = await self._each_with(shards, request, lambda shard, replica: replica.get(wanted[shard]))
+        got, failed = await self._each_with(shards, request, lambda i, r, stop: r.get(wanted[i], stop))
         stored = (s for n in sorted(got) for s in got[n] if s is not None)
         found = [m.StoredVector(s.id, s.vector.tobytes(), s.metadata) for s in stored]
         return m.Got(found, _applied(got), failed, _showings(got))
@@ -412,7 +476,8 @@ class ShardHost:
     async def _(self, request: m.ListIds) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
-        got, failed = await self._each(shards, request, lambda r: r.list_ids(request.after, request.limit, where))
+        after, limit = request.after, request.limit
+        got, failed = await self._each(shards, request, lambda r, stop: r.list_ids(after, limit, where, stop))
         ids = list(islice(merge(*got.values()), request.limit))
         return m.Listed(ids, failed, _applied(got), _showings(got))
 
@@ -420,12 +485,8 @@ class ShardHost:
     async def _(self, request: m.Count) -> m.Reply:
         where = self._parsed(request.filter) if request.filter else None
         shards = [ShardId(request.collection, n) for n in request.shards]
-        got, failed = await self._each(shards, request, lambda r: r.count(where))
+        got, failed = await self._each(shards, request, lambda r, stop: r.count(where, stop))
         return m.Counted(sum(got.values()), failed, _applied(got), _showings(got))
-
-    @_answer.register
-    async def _(self, request: m.GetReport) -> m.Reply:
-        return m.Report(self.reports(request.collection))
 
     @_answer.register
     async def _(self, request: m.GetPositions) -> m.Reply:
@@ -433,7 +494,7 @@ class ShardHost:
             hosted = self._hosted_here(shard)
             if not hosted.replica.standing.in_sync:
                 raise ReplicaBehind(f"shard {shard}: this replica is not in sync")
-            return await asyncio.wrap_future(hosted.replica.durable())
+            return await _of(hosted.replica.durable())
 
         shards = [ShardId(request.collection, n) for n in request.shards]
         found, failed = await _by_shard(shards, one)
@@ -442,7 +503,7 @@ class ShardHost:
     @_answer.register
     async def _(self, request: m.GetDigests) -> m.Reply:
         here = [(i, h.replica) for i in request.shards if (h := self._hosted.get(i)) and h.replica.standing.in_sync]
-        waiting = [asyncio.wrap_future(replica.digests()) for _, replica in here]
+        waiting = [_of(replica.digests()) for _, replica in here]
         told = await asyncio.gather(*waiting, return_exceptions=True)
         found = [
             m.ShardDigests(i, replica.standing.me.incarnation, {int(s): d for s, d in notes.items()})
@@ -468,7 +529,7 @@ class ShardHost:
 
     async def digests(self, shard: ShardId) -> dict[Seq, Digest]:
         """What a replica's rows are by their digests."""
-        return await asyncio.wrap_future(self._hosted_here(shard).replica.digests())
+        return await _of(self._hosted_here(shard).replica.digests())
 
     def scrub(self, shard: ShardId, rate: float, *, rows_only: bool) -> dict[str, str]:
         """Read what a replica has on the disk (`Replica.scrub`), and count and report what is found; blocks."""
@@ -484,14 +545,18 @@ class ShardHost:
     # Helpers
 
     async def _each(
-        self, shards: Sequence[ShardId], request: _Read, read: Callable[[Replica], T]
+        self, shards: Sequence[ShardId], request: m.Read, read: Callable[[Replica, Stop], T]
     ) -> tuple[dict[int, T], m.Failures]:
-        return await self._each_with(shards, request, lambda _, replica: read(replica))
+        return await self._each_with(shards, request, lambda _, replica, stop: read(replica, stop))
 
     async def _each_with(
-        self, shards: Sequence[ShardId], request: _Read, read: Callable[[ShardId, Replica], T]
+        self, shards: Sequence[ShardId], request: m.Read, read: Callable[[ShardId, Replica, Stop], T]
     ) -> tuple[dict[int, T], m.Failures]:
-        """Read every shard in a worker, when it may be read at the level that is asked for."""
+        """Read every shard in a thread, when it may be read at the level that is asked for.
+
+        It ends when the caller is cancelled, or when whoever asked has given up by now, be the news of that lost.
+        """
+        lane = self._lane(request)
 
         async def one(shard: ShardId) -> T:
             replica = self._hosted_here(shard).replica
@@ -499,14 +564,28 @@ class ShardHost:
             await self._leave(shard, replica, request.level, Seq(at_least))
             if wanted := request.decided.get(shard.number):
                 await self._decided(shard, replica, wanted)
-            return await self._run(lambda: read(shard, replica))
+            return await in_time(lane.run(lambda stop: read(shard, replica, stop), request.source), shard)
+
+        async def in_time(reading: Awaitable[T], shard: ShardId) -> T:
+            try:
+                async with asyncio.timeout(self._patience.read):
+                    return await reading
+            except TimeoutError:
+                took = f"{self._patience.read:g} s (tuning.queryTimeout)"
+                raise Unavailable(f"shard {shard}: the read took longer than {took}") from None
 
         return await _by_shard(shards, one)
+
+    def _lane(self, request: m.Read) -> Lane:
+        return self._lanes.slow if m.is_slow(request) else self._lanes.quick
+
+    async def _showing(self, replica: Replica) -> Showing:
+        return await self._lanes.quick.run(lambda _: replica.showing(), NODE)
 
     async def _decided(self, shard: ShardId, replica: Replica, wanted: Sequence[Seq]) -> None:
         """Wait until batches are decided that another shard shows: that is about to be known here, too (15)."""
         until, pause = time.monotonic() + self._patience.read, FIRST_PAUSE
-        while not all(map((await self._run(replica.showing)).is_past, wanted)):
+        while not all(map((await self._showing(replica)).is_past, wanted)):
             if time.monotonic() > until:
                 raise ReplicaBehind(f"shard {shard}: a batch that other shards show is not decided here in time")
             await asyncio.sleep(pause)
@@ -523,7 +602,7 @@ class ShardHost:
             return
         try:
             async with asyncio.timeout(self._patience.read):
-                await asyncio.wrap_future(leave)
+                await _of(leave)
         except TimeoutError:
             raise ReplicaBehind(f"shard {shard}: not every replica confirmed in time that it is up to date") from None
 
@@ -544,14 +623,19 @@ class ShardHost:
     def _parsed(self, text: bytes) -> filters.Filter:
         return filters.parse(orjson.loads(text), self._limits)
 
-    def _run(self, call: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+def _of(future: "Future[T]") -> "asyncio.Future[T]":
+    """The result of a replica's thread; that of a caller who is cancelled comes all the same, and is not missed."""
+    result = asyncio.wrap_future(future)
+    result.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return asyncio.shield(result)
 
 
 async def _by_shard(
     shards: Sequence[ShardId], ask: Callable[[ShardId], Awaitable[T]]
 ) -> tuple[dict[int, T], m.Failures]:
     """Ask every shard at once; what fails is reported by shard and hides nothing else."""
+    # Cancelled, gather cancels each: what was begun in a thread is then told to stop.
     answers = await asyncio.gather(*map(ask, shards), return_exceptions=True)
     found: dict[int, T] = {}
     failed: m.Failures = {}

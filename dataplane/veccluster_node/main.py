@@ -18,12 +18,13 @@ from typing import NoReturn
 
 import structlog
 
+from veccluster.decisions import descriptors as shares
 from veccluster.errors import InvalidSpec, VecClusterError
 from veccluster.model.spec import VecClusterSpec
-from veccluster_node import budget, logs
+from veccluster_node import budget, descriptors, logs
 from veccluster_node import config as configuration
 from veccluster_node.config import Address, NodeConfig, host_port
-from veccluster_node.host import Patience, ShardHost
+from veccluster_node.host import Files, Patience, ShardHost
 from veccluster_node.http import application
 from veccluster_node.identity import Identity, WrongDirectory, claim
 from veccluster_node.memory import MemoryGuard
@@ -32,6 +33,7 @@ from veccluster_node.peer.server import HELD
 from veccluster_node.peer.thread import PeerThread
 from veccluster_node.replication import Replication
 from veccluster_node.settings import node_settings, storage_settings
+from veccluster_node.storage.idle import IDLE
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
 PEER_HOST = "VECCLUSTER_PEER_HOST"
@@ -96,6 +98,8 @@ async def _serve(
 ) -> None:
     """Run the node and its two ports until SIGTERM or SIGINT."""
     settings, limits = node_settings(spec), spec.tuning.limits()
+    files = descriptors.raise_limit()
+    IDLE.most = shares.readers(files)
     memory = MemoryGuard(settings.max_memory)
     threads = os.cpu_count() or 1
     replication = Replication(asyncio.get_running_loop())
@@ -106,13 +110,15 @@ async def _serve(
         memory,
         replication,
         threads=threads,
+        files=Files(files, settings.max_connections),
         patience=Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl),
     )
     node = DataNode(config, settings, identity, host, replication)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    entrance = application.Entrance.of(spec, memory=memory.limit, hosts=config.known_hosts())
+    most = shares.connections(files, settings.max_connections)
+    entrance = application.Entrance.of(spec, connections=most, memory=memory.limit, hosts=config.known_hosts())
     clients = await application.start(node, spec, limits, entrance, shutdown_timeout=SHUTDOWN_TIMEOUT)
     peers = _peers(peer_socket, node, config, spec, memory)
     await peers.start()

@@ -166,7 +166,10 @@ class DataNode:
         return _Batches(store, uuid)
 
     def why_not_ready(self) -> str | None:
-        """What the node still waits for; None when it is ready."""
+        """What the node still waits for; None when it can answer, be it by asking others.
+
+        Shards that it cannot serve yet do not matter to clients, who may ask any node for any shard: see `opening`.
+        """
         if self.draining:
             return "the node is stopping"
         if self.store is None or self._reconciler is None or not self.state.revision:
@@ -174,9 +177,21 @@ class DataNode:
             return f"waiting for etcd at {', '.join(self._config.etcd.endpoints)}{why and ': ' + why}"
         if self.id not in self.state.nodes:
             return "registering as a member of the cluster"
-        if not self._reconciler.settled:
-            return f"opening shards: {', '.join(map(str, self._reconciler.recovering())) or 'about to start'}"
         return None
+
+    def why_not_complete(self) -> str | None:
+        """The stricter question, of who is about to restart another node: does this one serve all that it should?"""
+        if (why := self.why_not_ready()) or self._reconciler is None:
+            return why
+        if self._reconciler.settled:
+            return None
+        return f"opening shards: {', '.join(self.opening()) or 'about to start'}"
+
+    def opening(self) -> list[str]:
+        """The shards that it should serve and does not yet, as collection/number."""
+        names = {c.uuid: c.name for c in self.state.collections.values()}
+        shards = self._reconciler.recovering() if self._reconciler else []
+        return [f"{names.get(i.collection, i.collection)}/{i.number}" for i in shards]
 
     def verdict(self, answering: Mapping[NodeId, bool]) -> Verdict:
         """The health of the cluster as this node sees it; `answering` says who gave an answer just now."""
@@ -199,6 +214,8 @@ class DataNode:
             return await self.lost_quorum.answer(request)
         if isinstance(request, m.GetDecisions):
             return self._decisions()
+        if isinstance(request, m.GetReport):
+            return m.Report(self.host.reports(request.collection), self.opening())
         return await self.host.handle(request)
 
     def _decisions(self) -> m.Decisions:
@@ -251,6 +268,7 @@ class DataNode:
                     tasks.create_task(self._follow_zone(store, Path(self._config.zone_file)))
                 tasks.create_task(self._be_member(store, client, me, watch))
                 tasks.create_task(self._reconciler.run())
+                tasks.create_task(self.host.follow_disk())
                 tasks.create_task(self._integrity.run())
                 tasks.create_task(self._follow_etcd_version(client))
 
@@ -462,6 +480,7 @@ class DataNode:
             serving=tuple(map(str, self.host.serving())),
             read_only=tuple(self.host.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
+            room=self.host.room(),
             broken=tuple(map(str, self._reconciler.broken())),
             cut_off=tuple(map(str, self.host.cut_off())),
         )

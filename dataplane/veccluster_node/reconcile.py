@@ -129,10 +129,15 @@ class Reconciler:
 
     @property
     def settled(self) -> bool:
-        """Whether every shard of this node is served, or known to be beyond its power."""
-        if self._busy or self.recovering():
+        """Whether every shard of this node is served, or known to be beyond its power.
+
+        What it only has to delete does not count: nobody asks for that any more.
+        """
+        disk, state = self._identity.disk, self._store.state
+        mine = {record.id for record in hosting.assigned(disk, state)}
+        if self.recovering() or not mine.isdisjoint(self._busy):
             return False
-        left = hosting.decide(self._identity.disk, self._store.state, self._local())
+        left = [a for a in hosting.decide(disk, state, self._local()) if _shard_of(a) in mine]
         return all(isinstance(a, hosting.Open) and a.record.id in self._failures for a in left)
 
     def issues(self) -> list[str]:

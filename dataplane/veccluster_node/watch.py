@@ -166,4 +166,6 @@ def _troubles(loads: Iterable[Load]) -> Iterator[_Trouble]:
 
 
 def _has_room(load: Load | None) -> bool:
-    return load is None or not load.disk_total or load.disk_used <= ROOMY * load.disk_total
+    if load is None:
+        return True
+    return load.room != 0 and (not load.disk_total or load.disk_used <= ROOMY * load.disk_total)

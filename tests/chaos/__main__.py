@@ -90,6 +90,8 @@ def verdict(tally: Tally, took: float) -> None:
         say(f"write outage: {report.spread(figures.outages)}")
     if figures.recoveries:
         say(f"in order again: {report.spread(figures.recoveries)}")
+    if figures.gets:
+        say(f"gets under slow filters: {figures.get_errors} not answered; {report.spread(figures.gets)}")
     if figures.searches:
         say(f"{figures.searches} searches with the client's defaults, {figures.search_errors} errors")
 

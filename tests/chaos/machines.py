@@ -328,7 +328,7 @@ class Cluster:
 
 def _content(node: Node) -> bool:
     state = node.get("/v1/cluster")
-    if state is None or state["health"] != "healthy" or node.get("/readyz") is None:
+    if state is None or state["health"] != "healthy" or node.get("/readyz?shards=all") is None:
         return False
     shards = state["shards"]
     return not (shards["under_replicated"] or shards["unavailable"])

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import requests
 
-from chaos import checkpoints, clocks, forging
+from chaos import checkpoints, clocks, forging, load
 from chaos.arena import CLIENTS, Direction
 from chaos.machines import NAME, Cluster, Member, Node, NotRecovered
 from veccluster import operation_ids
@@ -34,6 +34,9 @@ class Figures:
     """From the death of a primary to the next acknowledged write of its shard."""
     searches: int = 0
     search_errors: int = 0
+    gets: list[float] = field(default_factory=list)
+    """How long gets took under slow filters."""
+    get_errors: int = 0
     recoveries: list[float] = field(default_factory=list)
     """From the end of the faults until everything is in order."""
     writes_stored: int = 0
@@ -122,6 +125,26 @@ def search(scene: Scene) -> None:
             scene.rest(2, 3)
 
     scene.searching(blow)
+
+
+def slow_filters(scene: Scene) -> None:
+    """Clients count what takes minutes to count, and give up after a second; gets of the same rows go on."""
+    load.fill(scene.cluster.urls)
+    ends = time.monotonic() + scene.chance.uniform(6, 12)
+    scene.did(f"{load.CLIENTS} clients count with filters of {load.CLAUSES} conditions, and give up")
+    impatient = [
+        threading.Thread(target=load.count_until, args=(ends, random.Random(scene.chance.random()), scene.cluster.urls))
+        for _ in range(load.CLIENTS)
+    ]
+    for thread in impatient:
+        thread.start()
+    took, errors = load.get_until(ends, scene.cluster.urls)
+    for thread in impatient:
+        thread.join()
+    scene.figures.gets += took
+    scene.figures.get_errors += len(errors)
+    for error in errors:
+        scene.did(f"get error: {error}")
 
 
 def stop(scene: Scene) -> None:
@@ -469,6 +492,7 @@ NEMESES: dict[str, Callable[[Scene], None]] = {
     "kill": kill,
     "primary": primary,
     "search": search,
+    "slow-filters": slow_filters,
     "stop": stop,
     "partition": partition,
     "etcd": etcd,

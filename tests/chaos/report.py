@@ -72,6 +72,11 @@ FIGURES = (
         lambda t: f"{t.figures.search_errors} of {t.figures.searches}",
     ),
     Figure(
+        "50 cycles of slow filters that nobody waits for: gets of the same rows without an answer; the slowest", "0",
+        "make chaos NEMESIS=slow-filters CYCLES=50", "slow-filters", 50,
+        lambda t: f"{t.figures.get_errors} of {len(t.figures.gets)}; {spread(t.figures.gets)}",
+    ),
+    Figure(
         "100 cycles of a full disk or I/O errors: writes lost; recovered unaided", "0; all",
         "make chaos NEMESIS=disk CYCLES=100", "disk", 100,
         lambda t: f"{t.lost} of {t.acknowledged}; {t.cycles - t.unrecovered} of {t.cycles}",

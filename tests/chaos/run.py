@@ -22,7 +22,7 @@ from veccluster.decisions import hashing
 from veccluster.errors import VecClusterError
 
 SURVIVED = frozenset(
-    {"kill", "primary", "search", "stop", "partition", "clock", "wipe"}
+    {"kill", "primary", "search", "slow-filters", "stop", "partition", "clock", "wipe"}
     | {"etcd", "etcd-away", "etcd-restore", "bad-key"}
     | {"oversized-delete", "forged"}
 )
@@ -64,7 +64,8 @@ class Tally:
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.violations or self.unrecovered or self.figures.search_errors)
+        errors = self.figures.search_errors or self.figures.get_errors
+        return not (self.lost or self.violations or self.unrecovered or errors)
 
 
 class Run:
@@ -222,9 +223,9 @@ class _Cycle:
         mine, all_ = self.scene.figures, self.run_.tally.figures
         mine.writes_stored = self.load.history.count(Outcome.stored)
         mine.writes_failed = self.load.history.count(Outcome.unknown) + self.load.history.count(Outcome.refused)
-        for name in ("outages", "recoveries"):
+        for name in ("outages", "recoveries", "gets"):
             getattr(all_, name).extend(getattr(mine, name))
-        for name in ("searches", "search_errors", "writes_stored", "writes_failed"):
+        for name in ("searches", "search_errors", "get_errors", "writes_stored", "writes_failed"):
             setattr(all_, name, getattr(all_, name) + getattr(mine, name))
 
     async def _worked(self, operations: int) -> None:

@@ -44,8 +44,11 @@ class Nodes:
         spec: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        files: int | None = None,
     ) -> None:
+        """`files` is how many files each node may open, be that less than usual."""
         self.size = size
+        self._files = files
         self.name = unique_name("test")
         self.spec = {"nodes": size, "replicationFactor": 1, **(spec or {})}
         self.environment = dict(environment or {})
@@ -121,6 +124,8 @@ class Nodes:
         """Start a node on the data that it has, with `changes` of its configuration."""
         config = self.config(number, **changes)
         command = [sys.executable, "-m", "veccluster_node", "--config", str(config), *arguments]
+        if self._files is not None:
+            command = ["/bin/sh", "-c", f'ulimit -n {self._files} && exec "$@"', "sh", *command]
         with self.log_file(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
                 tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment}
@@ -147,6 +152,10 @@ class Nodes:
         process = self._processes.pop(number)
         process.kill()
         process.wait()
+
+    def pid(self, number: int) -> int:
+        """The process of a node."""
+        return self._processes[number].pid
 
     def stop(self, number: int) -> int:
         """SIGTERM a node; its exit code."""
@@ -176,7 +185,7 @@ class Nodes:
         if process.poll() is not None:
             raise AssertionError(f"node {number} ended with {process.returncode}:\n{self.log(number)}")
         try:
-            return requests.get(self.url(number) + "/readyz", timeout=5).ok
+            return requests.get(self.url(number) + "/readyz?shards=all", timeout=5).ok
         except requests.RequestException:
             time.sleep(0.01)
             return False

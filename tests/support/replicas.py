@@ -60,13 +60,16 @@ class Replicas:
         self.requests: list[m.AnyRequest] = []
         self._goes_on = asyncio.Event()
         self._goes_on.set()
+        self._stands_still_in: type[m.Request] | None = None
+        self.stopped = 0
+        """How many requests it was told to end before it had answered."""
         self._runner: web.AppRunner | None = None
         self.port = 0
 
     async def start(self) -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post(PATH, self._answer)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
@@ -80,7 +83,13 @@ class Replicas:
     def stand_still(self) -> None:
         self._goes_on.clear()
 
+    def stand_still_in(self, kind: type[m.Request]) -> None:
+        """Answer everything else."""
+        self._stands_still_in = kind
+        self._goes_on.clear()
+
     def go_on(self) -> None:
+        self._stands_still_in = None
         self._goes_on.set()
 
     def asked(self, kind: type[m.Request]) -> list[m.Request]:
@@ -99,8 +108,11 @@ class Replicas:
     async def handle(self, request: m.AnyRequest) -> m.Reply:
         self.requests.append(request)
         self.cluster.something_happened()
-        await self._goes_on.wait()
+        if self._stands_still_in is None or isinstance(request, self._stands_still_in):
+            await self._wait()
         match request:
+            case m.Ping():
+                return m.Pong("b")
             case m.Upsert() | m.DeleteIds():
                 return self._write(request)
             case m.GetPositions():
@@ -126,6 +138,14 @@ class Replicas:
             case m.Count():
                 showing = {n: self.showing[n] for n in good if n in self.showing}
                 return m.Counted(len(ids), _problems(bad), self._position(good), showing)
+
+    async def _wait(self) -> None:
+        try:
+            await self._goes_on.wait()
+        except asyncio.CancelledError:
+            self.stopped += 1
+            self.cluster.something_happened()
+            raise
 
     def _write(self, request: m.Upsert | m.DeleteIds) -> m.Written:
         n = request.shard.number

@@ -79,7 +79,7 @@ def _node(desired: Desired, number: int, port: int, directory: StateDirectory, p
         name,
         Role.node,
         [python, *NODE_COMMAND, "--config", str(directory.config_of(name))],
-        probe_url=f"http://{address}/readyz",
+        probe_url=f"http://{address}/readyz?shards=all",
         address=address,
         config=msgspec.json.format(msgspec.json.encode(config)),
         revision=_digest(_without_size(config)),

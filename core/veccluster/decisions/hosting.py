@@ -158,8 +158,13 @@ def shown(disk: Disk, state: ClusterState, local: Locals) -> Iterator[tuple[Shar
 
 
 def assigned(disk: Disk, state: ClusterState) -> list[Shard]:
-    """The shards whose record names this node with the disk that it has, by id."""
-    return sorted((s for i, s in state.shards.items() if disk.member(i) in s.members), key=lambda s: s.id)
+    """The shards of the collections that there are whose record names this node with the disk that it has, by id.
+
+    The records of a collection that was just dropped are still there, and mean nothing any more.
+    """
+    there = {c.uuid for c in state.collections.values()}
+    mine = (s for i, s in state.shards.items() if i.collection in there and disk.member(i) in s.members)
+    return sorted(mine, key=lambda s: s.id)
 
 
 def is_held_by_others(record: Shard | Configuration, member: Member) -> bool:

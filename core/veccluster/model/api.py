@@ -619,6 +619,8 @@ class NodeInfo(Reply):
     state: NodeState | Literal["down"]
     needed: bool
     """Whether a shard that can usually do without one node could not be written if this one stopped now."""
+    opening: list[str]
+    """Shards, as collection/number, that it should serve and does not yet."""
     version: str
 
 
@@ -655,6 +657,13 @@ class Status(Reply):
     """The node is there."""
 
     status: str
+
+
+class Readiness(Status):
+    """The node answers."""
+
+    opening: list[str]
+    """Shards, as collection/number, that it should serve and does not yet; others answer for them meanwhile."""
 
 
 class ProblemError(Reply):

@@ -15,8 +15,8 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import ShardId
 from veccluster_node.budget import Budget
-from veccluster_node.door import Door, DoorSite, connections_for
-from veccluster_node.http import metrics, negotiation, problems
+from veccluster_node.door import Door, DoorSite
+from veccluster_node.http import abandoned, metrics, negotiation, problems
 from veccluster_node.http.routes import Api
 from veccluster_node.http.web_pages import WebPages
 from veccluster_node.measures import Measures
@@ -69,11 +69,11 @@ class Entrance:
     pages: WebPages = field(default_factory=WebPages)
 
     @classmethod
-    def of(cls, spec: VecClusterSpec, *, memory: int, hosts: Collection[str] | None) -> "Entrance":
-        """For a node that may use so many bytes of memory, asked by these names if only by some."""
+    def of(cls, spec: VecClusterSpec, *, connections: int, memory: int, hosts: Collection[str] | None) -> "Entrance":
+        """For a node that may have so many connections and use so many bytes, asked by these names if only by some."""
         known = None if hosts is None else {*hosts, *spec.tuning.allowed_hosts}
         return cls(
-            Door(connections_for(spec.tuning.max_connections)),
+            Door(connections),
             Budget.of_memory(memory),
             WebPages(frozenset(spec.tuning.cors.origins), known),
         )
@@ -88,6 +88,7 @@ async def start(
     runner = web.AppRunner(
         app,
         access_log=None,
+        handler_cancellation=True,
         shutdown_timeout=shutdown_timeout,
         lingering_time=0,  # see `_linger`
         auto_decompress=negotiation.AIOHTTP_INFLATES,
@@ -106,6 +107,7 @@ def build(
     measured = metrics.Metrics(_Observed(node))
     connections = connections or _Connections(entrance.door)
     wrapped_in = [
+        abandoned.middleware,
         measured.middleware(),
         entrance.door.watch(),
         _whole_answers(entrance.budget),

@@ -40,6 +40,7 @@ _REPLIES: Final = (
     api.Recovery,
     api.Cluster,
     api.Status,
+    api.Readiness,
     api.Problem,
 )
 
@@ -213,6 +214,12 @@ def _parameters(limits: Limits) -> Json:
             f"How many numbers each has. Of several vectors this or `queries` must be given. {binary}",
         ),
         "where": {**where, "description": f"Only vectors that match. {binary}"},
+        "shards": _parameter(
+            "shards",
+            "query",
+            {"type": "string", "enum": ["all"]},
+            "Whether the node must serve all of its shards, too, as who is about to restart another one asks.",
+        ),
     }
 
 
@@ -228,7 +235,7 @@ _ERRORS: Final[Mapping[int, str]] = {
     500: "Something unforeseen; `incident` finds it in the node's log.",
     503: "It cannot be done now; the same request may succeed later.",
     504: "It was sent and no answer came; with the same operation id it is safe to send it again.",
-    507: "A disk is full, or a limit of memory is reached.",
+    507: "A disk is full, or a limit of memory or of open files is reached.",
 }
 _RETRIABLE: Final = (503, 504, 507)
 
@@ -307,7 +314,7 @@ def _collections() -> Json:
             "put": _operation(
                 "Create a collection. The same again changes nothing.",
                 {201: _answer("It is created.", created), 200: _answer("It is there already.", created)},
-                errors=(400, 408, 409, 413, 415, 504),
+                errors=(400, 408, 409, 413, 415, 504, 507),
                 parameters=("name",),
                 body=_content("CreateCollection"),
             ),
@@ -453,7 +460,12 @@ def _cluster() -> Json:
         },
         "/healthz": {"get": _operation("The process answers.", {200: _answer("It does.", _content("Status"))})},
         "/readyz": {
-            "get": _operation("The node serves what it should.", {200: _answer("It does.", _content("Status"))})
+            "get": _operation(
+                "The node answers; or, with `shards=all`, serves all that it should, too.",
+                {200: _answer("It does.", _content("Readiness"))},
+                errors=(400,),
+                parameters=("shards",),
+            )
         },
         "/metrics": {
             "get": _operation(

@@ -19,10 +19,11 @@ import orjson
 from aiohttp import web
 
 import veccluster_node
-from veccluster.decisions import filters
+from veccluster.decisions import descriptors, filters
 from veccluster.errors import (
     CollectionNotFound,
     Conflict,
+    InsufficientStorage,
     InvalidRequest,
     Unavailable,
     VecClusterError,
@@ -77,6 +78,7 @@ class Api:
         options = await _in_thread(len(body), codecs.decode_options, api.CreateCollection, body, self.limits)
         asked = options.collection(name, uuid=uuid.uuid4().hex, cluster=self.spec, nodes=nodes, limits=self.limits)
         store = self.node.metadata_for_changes()
+        self._check_room(asked)
         created = await store.create_collection(asked)
         held = asked if created else await store.read_collection(name)
         if held is None:
@@ -86,6 +88,14 @@ class Api:
         await self._wait_until_served(held)
         await self.node.coordinator.spread(held)
         return _json(api.Collection.of(held), status=201 if created else 200)
+
+    def _check_room(self, asked: Collection) -> None:
+        """Refuse what could be written down, and never opened."""
+        state = self.node.state
+        room = {n.id: load.room for n in state.live_nodes() if (load := state.alive.get(n.id))}
+        why = descriptors.cannot_fit(asked.shards, asked.replication_factor, room)
+        if why and asked.name not in state.collections:
+            raise InsufficientStorage(f"collection {asked.name}: {why}")
 
     async def _wait_until_served(self, collection: Collection) -> None:
         """Answer a creation only when the collection can be used; a repetition of the request waits again."""
@@ -286,7 +296,8 @@ class Api:
         ids, positions = await self.node.coordinator.list_ids(collection, _after(query), limit, where, reading)
         # Whichever replicas give the vectors must have come as far as those that gave the ids.
         seen = token.merge([reading.session, positions])
-        found, _ = await self.node.coordinator.get(collection, ids, Reading(ReadConsistency.session, seen))
+        reading = Reading(ReadConsistency.session, seen, reading.source)
+        found, _ = await self.node.coordinator.get(collection, ids, reading)
         page = [found[i] for i in ids if i in found]
         cursor = _cursor_after(ids[-1]) if len(ids) == limit else None
         size = sum(len(v.vector) + len(v.metadata) for v in page)
@@ -356,7 +367,8 @@ class Api:
         """GET /v1/cluster."""
         _query(request)
         state = self.node.state
-        reports, answering = await self.node.coordinator.reports()
+        reports, answers = await self.node.coordinator.reports()
+        answering = {node: answer is not None for node, answer in answers.items()}
         verdict = self.node.verdict(answering)
         if why := self.node.why_not_ready():
             verdict = verdict.because(f"Node {self.node.id} is not ready: {why}.")
@@ -374,6 +386,7 @@ class Api:
                         zone=n.zone,
                         state=n.state if answering.get(n.id, n.id in state.alive) else "down",
                         needed=n.id in verdict.needed,
+                        opening=answer.opening if (answer := answers.get(n.id)) else [],
                         version=n.version,
                     )
                     for _, n in sorted(state.nodes.items())
@@ -395,11 +408,14 @@ class Api:
         """GET /healthz: the process answers."""
         return _json(api.Status(status="ok"))
 
-    async def readyz(self, _: web.Request) -> web.StreamResponse:
-        """GET /readyz: the node serves what it should."""
-        if why := self.node.why_not_ready():
+    async def readyz(self, request: web.Request) -> web.StreamResponse:
+        """GET /readyz: the node answers; with `shards=all`, it serves every shard that it should, too."""
+        shards = _query(request, "shards").get("shards")
+        if shards not in {None, "all"}:
+            raise InvalidRequest.field("shards", f"must be all, or left out, is {shards!r}")
+        if why := self.node.why_not_complete() if shards else self.node.why_not_ready():
             raise Unavailable(f"not ready: {why}")
-        return _json(api.Status(status="ready"))
+        return _json(api.Readiness(status="ready", opening=self.node.opening()))
 
     async def document(self, _: web.Request) -> web.StreamResponse:
         """GET /openapi.json."""
@@ -428,7 +444,7 @@ class Api:
         return {shard: position for shard, position in seen.items() if shard.collection in held}
 
     def _reading(self, request: web.Request, collection: Collection, level: ReadConsistency | None) -> Reading:
-        return Reading(level or collection.read_consistency, self._session(request))
+        return Reading(level or collection.read_consistency, self._session(request), request.remote or "")
 
     def _filter_of(self, query: Mapping[str, str]) -> bytes | None:
         return codecs.filter_json(query["filter"], self.limits) if "filter" in query else None

@@ -174,6 +174,7 @@ class Search(Request[Found], frozen=True, tag=True, kw_only=True):
     with_vector: bool
     level: ReadConsistency = ReadConsistency.session
     decided: Decided = {}
+    source: str = ""
 
 
 class StoredVector(msgspec.Struct, frozen=True, array_like=True):
@@ -202,6 +203,7 @@ class Get(Request[Got], frozen=True, tag=True, kw_only=True):
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
     decided: Decided = {}
+    source: str = ""
 
 
 class Listed(Reply, frozen=True):
@@ -225,6 +227,7 @@ class ListIds(Request[Listed], frozen=True, tag=True, kw_only=True):
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
     decided: Decided = {}
+    source: str = ""
 
 
 class Counted(Reply, frozen=True):
@@ -246,6 +249,30 @@ class Count(Request[Counted], frozen=True, tag=True, kw_only=True):
     at_least: dict[int, Position]
     level: ReadConsistency = ReadConsistency.session
     decided: Decided = {}
+    source: str = ""
+
+
+Read: TypeAlias = Search | Get | ListIds | Count
+"""What only looks: it may be stopped at any time, when nobody waits for it any more. `source` is the address of the
+client that asks, for which no more than a share of a node works at once."""
+
+LIGHT_QUERIES = 32
+"""A search for more vectors than this takes its time."""
+
+
+def is_read(request: Request[Any]) -> bool:
+    """Whether a request only looks."""
+    return isinstance(request, Read)
+
+
+def is_slow(request: Request[Any]) -> bool:
+    """Whether a request is slow by nature: it may look at every row, so that each other replica would be as slow."""
+    match request:
+        case Search():
+            return request.filter is not None or request.exact or request.queries > LIGHT_QUERIES
+        case ListIds() | Count():
+            return request.filter is not None
+    return False
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -263,9 +290,10 @@ class ShardReport(msgspec.Struct, frozen=True):
 
 
 class Report(Reply, frozen=True):
-    """Every shard that this node serves."""
+    """Every shard that this node serves, and those that it is about to serve, as collection/number."""
 
     shards: list[ShardReport]
+    opening: list[str] = []
 
 
 class GetReport(Request[Report], frozen=True, tag=True, kw_only=True):

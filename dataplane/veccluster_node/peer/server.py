@@ -5,8 +5,8 @@ replicas send is handed on at once (`receive`).
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -19,8 +19,9 @@ from veccluster_node.budget import Budget, Ticket
 from veccluster_node.door import Door, answer_of, connections_for
 from veccluster_node.peer import links, snapshots, wire
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Handler
-from veccluster_node.peer.messages import AnyRequest
+from veccluster_node.peer.messages import AnyRequest, is_read
 from veccluster_node.peer.proofs import HELLO, Doorkeeper
+from veccluster_node.shielded import to_its_end
 
 MAX_BODY = 512 * 1024 * 1024
 """A coordinator's own limits are far below; this only bounds what a stranger could send."""
@@ -94,38 +95,42 @@ class PeerPort:
     # -- questions
 
     async def _ask(self, request: web.Request) -> web.Response:
+        """Answer; when the connection is closed (`handler_cancellation`) a read is stopped, and all else goes on."""
         self._doorkeeper.admit(request)
+        with self._counted(), self._budget.ticket() as ticket:
+            try:
+                message = _decoder.decode(await _read(request, ticket))
+            except (Unavailable, RequestTimeout) as error:
+                return _packed(error.problem(), status=error.status)
+            except msgspec.DecodeError as error:
+                return _packed({"title": "Not a message between nodes", "detail": str(error)}, status=400)
+            answering = self._answer_to(message)
+            return await (answering if is_read(message) else to_its_end(answering))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         self._under_way += 1
         self._quiet.clear()
         try:
-            return await self._answer_to(request)
+            yield
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
 
-    async def _answer_to(self, request: web.Request) -> web.Response:
-        with self._budget.ticket() as ticket:
-            return await self._answer_within(request, ticket)
-
-    async def _answer_within(self, request: web.Request, ticket: Ticket) -> web.Response:
-        try:
-            message = _decoder.decode(await _read(request, ticket))
-        except (Unavailable, RequestTimeout) as error:
-            return _packed(error.problem(), status=error.status)
-        except msgspec.DecodeError as error:
-            return _packed({"title": "Not a message between nodes", "detail": str(error)}, status=400)
-        if self._draining:
-            stopping = Unavailable("the node is stopping")
-            return _packed(stopping.problem(), status=stopping.status)
-        try:
-            return _packed(await self._answer(message))
-        except VecClusterError as error:
-            return _packed(error.problem(), status=error.status)
-        except Exception:  # the other node must get an answer it can read, whatever broke here
-            log.exception("peer_request_failed", message=type(message).__name__)
-            problem = VecClusterError(f"the node failed while it handled {type(message).__name__}; see its log")
-            return _packed(problem.problem(), status=problem.status)
+    async def _answer_to(self, message: AnyRequest) -> web.Response:
+        with self._counted():
+            if self._draining:
+                stopping = Unavailable("the node is stopping")
+                return _packed(stopping.problem(), status=stopping.status)
+            try:
+                return _packed(await self._answer(message))
+            except VecClusterError as error:
+                return _packed(error.problem(), status=error.status)
+            except Exception:  # the other node must get an answer it can read, whatever broke here
+                log.exception("peer_request_failed", message=type(message).__name__)
+                problem = VecClusterError(f"the node failed while it handled {type(message).__name__}; see its log")
+                return _packed(problem.problem(), status=problem.status)
 
     # -- replication
 

@@ -121,7 +121,9 @@ class PeerThread:
             file=self.transfers.file,
             held=self._held,
         )
-        runner = web.AppRunner(port.application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        runner = web.AppRunner(
+            port.application, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT
+        )
         await runner.setup()
         await self.links.open()
         await self.transfers.open()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from veccluster.decisions import routing
-from veccluster.errors import OutcomeUnknown, ShardsUnavailable, Unavailable
+from veccluster.errors import OutcomeUnknown, ShardsUnavailable, Unavailable, VecClusterError
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import NodeId, Shard, ShardId
 from veccluster_node.peer import messages as m
@@ -32,6 +32,8 @@ SHORTEST_WAIT, FIRST_WAIT = 0.05, 0.25
 """Seconds that a read waits before it asks another member too: at least, and while nothing is known."""
 SLOW_FOR = 2.0
 """Seconds for which a node is asked after all others because it gave no answer in time."""
+PING_EVERY, PING_PATIENCE = 0.5, 1.0
+"""Seconds between two questions whether a node that works on something slow is still there, and for an answer."""
 LITTLE_PATIENCE = 1.0
 """Seconds for which a node is asked whose lease has ended: it may still answer."""
 
@@ -91,10 +93,12 @@ class Asking:
     async def call(self, node: NodeId, request: m.Request[R], timeout: float) -> R:
         """As `Peers.call`, with a limit also on what this node asks itself.
 
-        That is left to end by itself when nobody waits for it any more: it may be half done.
+        A read is stopped when nobody waits for it any more. A write is left to end by itself: it may be half done.
         """
         if node != self.me:
             return await self._peers.call(node, request, timeout=timeout)
+        if m.is_read(request):
+            return await self._read_here(request, timeout)
         task = asyncio.ensure_future(self._peers.call(node, request, timeout=timeout))
         self._left.add(task)
         task.add_done_callback(self._forget)
@@ -104,6 +108,21 @@ class Asking:
         if isinstance(request, m.Write):
             raise OutcomeUnknown(f"node {node} has not carried out the write within {timeout:g} s, and still may")
         raise Unavailable(f"node {node} gave no answer within {timeout:g} s")
+
+    async def _read_here(self, request: m.Request[R], timeout: float) -> R:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._peers.call(self.me, request, timeout=timeout)
+        except TimeoutError:
+            raise Unavailable(f"node {self.me} gave no answer within {timeout:g} s") from None
+
+    async def is_there(self, node: NodeId) -> bool:
+        """Whether the node answers at all, on the loop that serves clients."""
+        try:
+            await self._peers.call(node, m.Ping(), timeout=PING_PATIENCE)
+        except VecClusterError:
+            return False
+        return True
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._left.discard(task)

@@ -45,10 +45,11 @@ Session = Mapping[ShardId, Position]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a read may miss, and what its client has seen."""
+    """What a read may miss, what its client has seen, and that client's address."""
 
     level: ReadConsistency
     session: Session
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +326,8 @@ class Coordinator:
         return sum(r.count for r in replies), _positions(collection, (r.applied for r in replies))
 
     def _reading(self, collection: Collection, reading: Reading, request: Build[R]) -> Read[R]:
-        return Read(self._asking, collection, reading.level, reading.session, request, self._read_timeout)
+        asking, timeout = self._asking, self._read_timeout
+        return Read(asking, collection, reading.level, reading.session, request, timeout, reading.source)
 
     async def _read_all(
         self, collection: Collection, numbers: Iterable[int], reading: Reading, request: Build[R]
@@ -335,8 +337,8 @@ class Coordinator:
             raise _read_failure(collection, part.failed)
         return part.good
 
-    async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], dict[NodeId, bool]]:
-        """What the nodes say of their shards, once each, and whether each node gave an answer."""
+    async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], dict[NodeId, m.Report | None]]:
+        """What the nodes say of their shards, once each, and the answer of each node that gave one."""
         state = self._state()
         nodes = list(state.nodes)
         asked = (self._ask_for_report(node, uuid) for node in nodes)
@@ -347,7 +349,7 @@ class Coordinator:
                 record = state.shards.get(report.shard)
                 if report.shard not in reports or (record and record.primary.node == node):
                     reports[report.shard] = report  # what its primary says counts, if that says something
-        return list(reports.values()), {n: answer is not None for n, answer in answers.items()}
+        return list(reports.values()), answers
 
     async def spread(self, collection: Collection, *, gone: bool = False) -> None:
         """Wait until every node that can be asked knows that the collection is there, or `gone`.

@@ -20,7 +20,7 @@ from veccluster.decisions.routing import NOBODY, Again
 from veccluster.errors import ReplicaBehind, ShardsUnavailable, Unavailable, VecClusterError, from_problem
 from veccluster.model.state import Collection, Epoch, NodeId, ReadConsistency, Seq, Shard, ShardId
 from veccluster_node.peer import messages as m
-from veccluster_node.query.asking import LITTLE_PATIENCE, Asking, either, pauses, together
+from veccluster_node.query.asking import LITTLE_PATIENCE, PING_EVERY, SHORTEST_WAIT, Asking, either, pauses, together
 
 R = TypeVar("R", bound=m.Reply)
 Positions = dict[int, m.Position]
@@ -54,12 +54,14 @@ class Read(Generic[R]):
         seen: Mapping[ShardId, m.Position],
         build: Build[R],
         timeout: float,
+        source: str = "",
     ) -> None:
-        """`seen` is what the client has seen, which every level but `eventual` shows."""
+        """`seen` is what the client has seen, which every level but `eventual` shows; `source` is its address."""
         self._asking = asking
         self._collection = collection
         self._level = routing.effective(level, collection)
         self._build = build
+        self._source = source
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._vantage = asking.vantage()
@@ -80,13 +82,19 @@ class Read(Generic[R]):
             fitting, torn = self._fitting(found.good)
             todo = [*torn, *(part.failed if patient else ())]
             steps = {self._again(asked.get(n), error) for n, error in part.failed.items()} if patient else set()
-            if not todo or Again.no in steps or time.monotonic() + pause >= self._deadline:
+            if not todo or Again.no in steps or self._is_over_in(pause):
                 return Part(fitting, found.failed | dict.fromkeys(torn, TORN))
             found = Part(fitting, found.failed)
             if not torn and Again.at_once not in steps:
                 await self._asking.change([self._id(n) for n in todo], pause)
+                if self._is_over_in(0.0):
+                    return Part(fitting, found.failed | dict.fromkeys(torn, TORN))
             self._vantage = self._asking.vantage()
         raise AssertionError("there is always another pause")
+
+    def _is_over_in(self, pause: float) -> bool:
+        """Whether so little time is left after a pause that nothing would come of it but a reason that says less."""
+        return time.monotonic() + pause + SHORTEST_WAIT >= self._deadline
 
     def _fitting(self, replies: list[R]) -> tuple[list[R], list[int]]:
         """The replies that show the same batches over several shards (15), and the shards of those that are to be asked
@@ -136,12 +144,26 @@ class Read(Generic[R]):
         call = asyncio.ensure_future(_call(self._asking, node, request, numbers, self._time_for(node)))
         try:
             await asyncio.wait({call}, timeout=self._asking.patience.wait(_kind(request), most=self._timeout / 3))
+            if not call.done() and m.is_slow(request):
+                if not self._are_others(numbers, tried | {node}):
+                    return await self._unless_moved(call, node, numbers, tried)
+                await self._while_there(call, node)
             if not call.done():
                 self._asking.is_slow(node, True)
                 return await self._hedge(call, node, numbers, tried)
             return await self._mend(call.result(), node, tried)
         finally:
             call.cancel()
+
+    async def _while_there(self, call: "asyncio.Future[Part[R]]", node: NodeId) -> None:
+        """Until the answer of a node to what is slow by nature, or its silence also about what is not.
+
+        Others would be as slow: asking them, too, would only keep all copies busy with the same.
+        """
+        while not call.done():
+            if not await self._asking.is_there(node):
+                return
+            await asyncio.wait({call}, timeout=PING_EVERY)
 
     async def _mend(self, part: Part[R], node: NodeId, tried: frozenset[NodeId]) -> Part[R]:
         """Ask elsewhere for the shards in which the node failed."""
@@ -153,8 +175,7 @@ class Read(Generic[R]):
         self, call: "asyncio.Future[Part[R]]", node: NodeId, numbers: list[int], tried: frozenset[NodeId]
     ) -> Part[R]:
         """The answer that is still owed, or those of others, whichever are whole first."""
-        records = self._records(numbers)
-        if not routing.by_reader(records.values(), self._asked_level, self._vantage, tried | {node}):
+        if not self._are_others(numbers, tried | {node}):
             return await self._unless_moved(call, node, numbers, tried)
         late: VecClusterError = Unavailable(f"node {node} gave no answer in time")
         others = asyncio.ensure_future(self._cover(dict.fromkeys(numbers, late), tried | {node}))
@@ -168,6 +189,11 @@ class Read(Generic[R]):
             return await self._mend(best, node, tried) if call.done() and best is call.result() else best
         finally:
             others.cancel()
+
+    def _are_others(self, numbers: list[int], tried: frozenset[NodeId]) -> bool:
+        """Whether anybody is left who may answer for any of these shards."""
+        records = self._records(numbers).values()
+        return bool(routing.by_reader(records, self._asked_level, self._vantage, tried))
 
     async def _unless_moved(
         self, call: "asyncio.Future[Part[R]]", node: NodeId, numbers: list[int], tried: frozenset[NodeId]
@@ -195,7 +221,7 @@ class Read(Generic[R]):
         at_least = {n: self._at_least[n] for n in numbers if n in self._at_least}
         request = self._build(numbers, self._asked_level, at_least)
         decided = {n: sorted(self._decided[n]) for n in numbers if n in self._decided}
-        return msgspec.structs.replace(request, decided=decided) if decided else request
+        return msgspec.structs.replace(request, decided=decided, source=self._source)
 
     @property
     def _asked_level(self) -> ReadConsistency:
@@ -269,7 +295,7 @@ async def _call(asking: Asking, node: NodeId, request: m.Request[R], numbers: li
     except VecClusterError as error:
         if error.status < 500:
             raise
-        asking.is_slow(node, True)
+        asking.is_slow(node, not m.is_slow(request) or not await asking.is_there(node))
         return Part([], dict.fromkeys(numbers, error))
     asking.is_slow(node, False)
     asking.patience.learn(_kind(request), time.monotonic() - started)
@@ -294,4 +320,5 @@ def showings(reply: m.Reply) -> Iterator[tuple[int, Showing]]:
 
 
 def _kind(request: m.Request[R]) -> str:
-    return type(request).__name__
+    """What takes about as long."""
+    return f"{'slow ' if m.is_slow(request) else ''}{type(request).__name__}"

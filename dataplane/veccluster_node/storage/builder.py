@@ -18,7 +18,7 @@ from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster_node.storage import evidence, failpoints, generations
 from veccluster_node.storage.build import Child, Job
 from veccluster_node.storage.feed import Slot
-from veccluster_node.storage.files import disk_usage, reason
+from veccluster_node.storage.files import TreeSize, disk_usage, reason
 from veccluster_node.storage.generations import Shelf
 from veccluster_node.storage.records import Snapshots
 from veccluster_node.storage.recovery import ROWS, resident
@@ -49,6 +49,8 @@ class Builder:
         """What went wrong with the last build, until one succeeds."""
         self.waits: str | None = None
         """Why a build that is due does not begin."""
+        self.size = TreeSize(path)
+        """Of the whole replica; looked at by the thread here, which is often idle."""
         self._path = path
         self._spec = spec
         self._settings = settings
@@ -98,6 +100,7 @@ class Builder:
 
     def _run(self) -> None:
         while not self._closing.is_set():
+            self.size.look()
             self._wake.wait(_LOOK)
             self._wake.clear()
             try:

@@ -13,7 +13,7 @@ from veccluster.decisions.replication.values import NO_EPOCH
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch
 from veccluster_node.storage import failpoints
-from veccluster_node.storage.files import reason, write_durably
+from veccluster_node.storage.files import unreadable, write_durably
 
 FILE = "epoch"
 FORMAT = 1
@@ -28,7 +28,7 @@ def read(root: Path) -> Epoch:
     except FileNotFoundError:
         return NO_EPOCH
     except OSError as error:
-        raise StorageCorrupt(f"the stored epoch cannot be read ({reason(error)})") from error
+        raise unreadable("the stored epoch", error) from error
     if len(data) != _LAYOUT.size or data != _encode(*_LAYOUT.unpack(data)[1:3]):
         raise StorageCorrupt("the stored epoch is damaged")
     version, epoch = _LAYOUT.unpack(data)[1:3]

@@ -4,9 +4,13 @@ import errno
 import hashlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 
+from veccluster.errors import StorageCorrupt, Unavailable
+
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def is_no_space(error: BaseException | None) -> bool:
@@ -14,6 +18,12 @@ def is_no_space(error: BaseException | None) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
+def unreadable(what: str, error: OSError) -> Unavailable:
+    """What to say of a file that cannot be read: it is damaged, unless this process only has too many files open."""
+    kind = Unavailable if error.errno in _EXHAUSTED else StorageCorrupt
+    return kind(f"{what} cannot be read ({reason(error)})")
 
 
 def reason(error: BaseException) -> str:
@@ -68,11 +78,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_in(path: Path, suffix: str) -> list[Path]:
+    """The files in a directory whose names end so, in order.
+
+    An OSError is raised: to `Path.glob` (of Python 3.13) what cannot be read for want of a file handle is empty.
+    """
+    return sorted(p for p in path.iterdir() if p.name.endswith(suffix))
+
+
+def raise_error(error: OSError) -> None:
+    """For `os.walk`, which else passes over what it cannot read."""
+    raise error
+
+
 def disk_usage(path: Path) -> float:
     """How full the disk under `path` is for us, from 0 to 1, as df counts."""
     stat = os.statvfs(path)
     used = stat.f_blocks - stat.f_bfree
     return used / max(1, used + stat.f_bavail)
+
+
+class TreeSize:
+    """Bytes of all files below a path, as they were not long ago: a walk takes too long to be made for whoever asks."""
+
+    def __init__(self, path: Path, *, every: float = 5.0) -> None:
+        """Nothing is known before the first look, and at most one is taken every so many seconds."""
+        self.bytes = 0
+        self._path = path
+        self._every = every
+        self._due = 0.0
+
+    def look(self) -> None:
+        """Walk, if it is time for that; blocks."""
+        if time.monotonic() >= self._due:
+            self.bytes = tree_size(self._path)
+            self._due = time.monotonic() + self._every
 
 
 def tree_size(path: Path) -> int:

@@ -30,7 +30,15 @@ from veccluster.model.state import Epoch, IndexParameters, Metric, Seq
 from veccluster_node.storage import failpoints
 from veccluster_node.storage.calibration import Calibration
 from veccluster_node.storage.distance import U64
-from veccluster_node.storage.files import make_directory, sha256, sync_directory, sync_file, tree_size, write_durably
+from veccluster_node.storage.files import (
+    make_directory,
+    sha256,
+    sync_directory,
+    sync_file,
+    tree_size,
+    unreadable,
+    write_durably,
+)
 from veccluster_node.storage.graph import Encoding, Graph
 from veccluster_node.storage.view import ALIVE, Segment
 
@@ -128,7 +136,9 @@ def read_manifest(path: Path) -> Manifest:
         data = (path / MANIFEST).read_bytes()
         _check_format(data, f"generation {path.name}")
         return msgspec.json.decode(data, type=Manifest)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(f"generation {path.name}: its manifest", error) from error
+    except ValueError as error:
         raise StorageCorrupt(f"generation {path.name}: its manifest cannot be read ({error})") from error
 
 
@@ -144,7 +154,7 @@ def verify(path: Path, manifest: Manifest) -> None:
         try:
             same = (path / name).stat().st_size == info.size and sha256(path / name) == info.sha256
         except OSError as error:
-            raise StorageCorrupt(f"generation {path.name}: {name} cannot be read ({error.strerror})") from error
+            raise unreadable(f"generation {path.name}: {name}", error) from error
         if not same:
             raise StorageCorrupt(f"generation {path.name}: {name} does not match its checksum")
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import usearch
 from usearch.index import Index
 
+from veccluster.errors import Unavailable
 from veccluster.model.state import IndexParameters, Metric, Precision
 from veccluster_node.storage.distance import F32, I64, U64
 
@@ -210,7 +211,10 @@ class Graph:
                 index = self._idle.pop() if self._idle else None
             if index is None:
                 index = _index(self.encoding, self._parameters, lookups=False)
-                index.view(str(self._path))
+                try:
+                    index.view(str(self._path))
+                except RuntimeError as error:  # usearch does not say why; the file itself was found to be good
+                    raise Unavailable(f"the graph {self._path.parent.name} cannot be mapped now: {error}") from error
             try:
                 yield index
             finally:

@@ -38,7 +38,15 @@ from veccluster.decisions.replication.values import EMPTY, Lineage
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import failpoints
-from veccluster_node.storage.files import is_no_space, make_directory, reason, sync_directory, write_durably
+from veccluster_node.storage.files import (
+    files_in,
+    is_no_space,
+    make_directory,
+    reason,
+    sync_directory,
+    unreadable,
+    write_durably,
+)
 from veccluster_node.storage.operations import Record
 
 FORMAT = 1
@@ -213,7 +221,7 @@ def _read_between(path: Path, start: _Mark, end: _Mark) -> bytes:
             file.seek(start.at)
             return file.read(end.at - start.at)
     except OSError as error:
-        raise StorageCorrupt(f"{path.name}: the log segment cannot be read ({reason(error)})") from error
+        raise unreadable(f"{path.name}: the log segment", error) from error
 
 
 def _segment_name(first_seq: int) -> str:
@@ -244,10 +252,10 @@ class Log:
     def open(cls, path: Path, *, segment_size: int = 16 << 20, start: int = 1) -> "Log":
         """Open the log in directory `path`, or create one whose first seq is `start`; a torn tail is cut here."""
         make_directory(path)
-        for leftover in path.glob("*.tmp"):
+        for leftover in files_in(path, ".tmp"):
             leftover.unlink()
         log = cls(path, segment_size)
-        names = sorted(path.glob("*.log"))
+        names = files_in(path, ".log")
         if names:
             log._recover(names)
         else:

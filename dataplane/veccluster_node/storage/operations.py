@@ -13,6 +13,7 @@ import msgspec
 from veccluster.decisions.replication import atomic
 from veccluster.errors import PayloadTooLarge
 from veccluster.model.state import Revision, Seq
+from veccluster_node.storage.distance import U64
 
 if TYPE_CHECKING:
     from veccluster.decisions.filters import Filter
@@ -88,9 +89,19 @@ class DeleteWhere:
     """Delete what `filter` matches in the state that all earlier operations leave behind.
 
     It may be several records, in a row. The last has its operation id; the ids of the others begin with it.
+    `looked` is what somebody found before, who had the time: then only what came since needs to be looked at.
     """
 
     filter: "Filter"
+    looked: "Looked | None" = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Looked:
+    """What a filter matched in the state after `applied_seq`: rows never change, so each matches while it lives."""
+
+    applied_seq: int
+    seqs: U64
 
 
 def part_id(op_id: str, after: Seq) -> str:

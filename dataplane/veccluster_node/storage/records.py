@@ -29,17 +29,19 @@ from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, t
 from veccluster.decisions.replication.atomic import Batch as Part
 from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
 from veccluster.decisions.replication.values import EMPTY, Lineage, Run
-from veccluster.errors import StorageCorrupt, Unavailable
+from veccluster.errors import ShardsUnavailable, StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import digests, failpoints
 from veccluster_node.storage.digests import Checked, Digests
 from veccluster_node.storage.distance import F32, U64
 from veccluster_node.storage.files import is_no_space, reason, sync_directory
+from veccluster_node.storage.idle import IDLE
 from veccluster_node.storage.ledgers import LEDGER_SCHEMA, LedgerTables, read_showing, undecided_at
 from veccluster_node.storage.operations import (
     Batch,
     Decide,
     Delete,
+    Looked,
     Nothing,
     Prepare,
     Record,
@@ -47,6 +49,7 @@ from veccluster_node.storage.operations import (
     Written,
     parts_of,
 )
+from veccluster_node.storage.stopping import NEVER, Abandoned, Stop
 
 FORMAT = 1
 ROWS = "records.sqlite"
@@ -86,6 +89,8 @@ _DELETE = tuple(
     f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?)) RETURNING seq, crc"  # noqa: S608
     for table in ("records", "vectors")
 )
+
+_IDS_OF = "SELECT id FROM records WHERE seq IN (SELECT value FROM json_each(?))"
 
 
 def record_crc(seq: int, id_: str, metadata: bytes) -> int:
@@ -149,8 +154,12 @@ def _failures_named() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if _code(error) == sqlite3.SQLITE_INTERRUPT:
+            raise Abandoned("nobody waits for the answer any more") from error
         if _code(error) not in _DISK_FAILURES:
             raise
+        if _code(error) == sqlite3.SQLITE_CANTOPEN:
+            raise Unavailable(f"its rows cannot be opened now: {reason(error)}") from error
         raise Unavailable(f"the disk failed: {reason(error)}") from error
 
 
@@ -490,11 +499,15 @@ class Records:
         row = self._db.execute("SELECT time_ns FROM operations WHERE last_seq=?", (seq,)).fetchone()
         return int(row[0]) if row else None
 
-    def ids_matching(self, filter_: Filter) -> list[str]:
-        """The ids that a filter matches now."""
+    def ids_matching(self, filter_: Filter, looked: Looked | None = None) -> list[str]:
+        """The ids that a filter matches now; `looked` is what it matched in an earlier state."""
         sql = to_sql(filter_)
+        since = looked.applied_seq if looked else 0
+        known = looked.seqs.tolist() if looked else []
+        query = f"SELECT id FROM records WHERE seq > ? AND ({sql.where})"  # noqa: S608
         with corruption_named(self.path):
-            return [i for (i,) in self._db.execute(f"SELECT id FROM records WHERE ({sql.where})", sql.params)]  # noqa: S608
+            ids = [i for some in _chunks(known) for (i,) in self._db.execute(_IDS_OF, (json.dumps(some),))]
+            return ids + [i for (i,) in self._db.execute(query, (since, *sql.params))]
 
     def bytes_in_use(self) -> int:
         """Bytes of the file that hold something."""
@@ -553,8 +566,10 @@ class Records:
 class Snapshot:
     """One state of the rows, within one read transaction; see `Snapshots.take`."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path, stop: Stop = NEVER) -> None:
         self.connection = self._db = db
+        self.stop = stop
+        """Ends what SQLite does here when nobody waits for it any more; to be checked by what else takes long."""
         self._path = path
         meta = dict(db.execute("SELECT key, value FROM meta"))
         self.applied_seq: int = meta.get("applied_seq", 0)
@@ -653,22 +668,32 @@ class Snapshots:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
 
     @contextmanager
-    def take(self) -> Iterator[Snapshot]:
-        """See one state for as long as the context lasts."""
+    def take(self, stop: Stop = NEVER) -> Iterator[Snapshot]:
+        """See one state for as long as the context lasts; `ShardsUnavailable` once it was closed.
+
+        `Abandoned` as soon as `stop` was told.
+        """
         with self._lock:
-            db = self._idle.pop() if self._idle else None
+            self._check()
+        db = IDLE.take(self)
         with corruption_named(self._path), _failures_named():
             db = db or connect(self._path, read_only=True)
             try:
                 db.execute("BEGIN")
-                yield Snapshot(db, self._path)
+                with stop.interrupts(db):
+                    snapshot = Snapshot(db, self._path, stop)
+                    self._check()  # only by now all files are open: another replica's may be at this path since
+                    yield snapshot
             finally:
                 self._give_back(db)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ShardsUnavailable("this replica was closed")
 
     def _give_back(self, db: sqlite3.Connection) -> None:
         try:
@@ -678,7 +703,7 @@ class Snapshots:
             return
         with self._lock:
             if not self._closed:
-                self._idle.append(db)
+                IDLE.keep(self, db)
                 return
         db.close()
 
@@ -686,9 +711,7 @@ class Snapshots:
         """Close the idle connections now, and the busy ones when they come back."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for db in idle:
-            db.close()
+        IDLE.drop(self)
 
 
 def _read_lineage(db: sqlite3.Connection) -> Lineage:

@@ -25,7 +25,7 @@ from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import epochs, generations, snapshots, vacuum
 from veccluster_node.storage.distance import U64
 from veccluster_node.storage.feed import LocalFeed, Slot
-from veccluster_node.storage.files import make_directory, sync_directory, write_durably
+from veccluster_node.storage.files import files_in, make_directory, sync_directory, write_durably
 from veccluster_node.storage.generations import Generation, Shelf
 from veccluster_node.storage.log import Log
 from veccluster_node.storage.records import ROWS, SUSPECT, Records, Snapshot, Snapshots
@@ -141,7 +141,7 @@ class Recovery:
     def _open_log(self) -> Log:
         path = self.path / "log"
         anything_else = any((self.path / name).exists() for name in (ROWS, "CURRENT", epochs.FILE))
-        fresh = not any(path.glob("*.log"))
+        fresh = not path.is_dir() or not files_in(path, ".log")
         log = Log.open(path, segment_size=min(self.settings.segment_size, max(1, self.settings.max_wal_size // 8)))
         if log.torn:
             self._warn("log_torn", log.torn, seq=log.last_seq)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,13 @@ from veccluster_node.storage import failpoints
 from veccluster_node.storage import scrub as scrubs
 from veccluster_node.storage.builder import Builder
 from veccluster_node.storage.deciding import Settling
-from veccluster_node.storage.files import make_directory, tree_size
+from veccluster_node.storage.files import make_directory, reason
 from veccluster_node.storage.inspection import Inspection, inspect
-from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Prepare, Upsert, Written, encode_content
+from veccluster_node.storage.operations import Delete, DeleteWhere, Looked, Op, Prepare, Upsert, Written, encode_content
 from veccluster_node.storage.recovery import ROWS, Recovered, recover
 from veccluster_node.storage.search import Hit, Query, Reader, Results, Rows, Stored, Total
 from veccluster_node.storage.settings import ReplicaSpec, ReplicaStats, StorageSettings
+from veccluster_node.storage.stopping import NEVER, Stop
 from veccluster_node.storage.surroundings import Reading, Standing, Surroundings
 from veccluster_node.storage.writer import Writer
 
@@ -104,14 +106,20 @@ class Replica:
         """
         failpoints.hit("replica.opening")
         settings = settings or StorageSettings()
-        make_directory(path)
-        lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            make_directory(path)
+            lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        except OSError as error:
+            raise _cannot_open(spec, error) from error
         try:
             _lock(lock, settings.lock_timeout)
             return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings)
         except BlockingIOError as error:
             os.close(lock)
             raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
+        except (OSError, sqlite3.OperationalError) as error:  # what is damage was named before
+            os.close(lock)
+            raise _cannot_open(spec, error) from error
         except BaseException:
             os.close(lock)
             raise
@@ -238,25 +246,33 @@ class Replica:
         """Nobody waits any more for the write with this operation id."""
         self._writer.feed(on.Forget(request))
 
-    def search(self, query: Query) -> Results:
-        """The k nearest of each query vector, all from one state, which the results name."""
-        with self._noticing_damage():
-            return self._reader.search(query)
+    def search(self, query: Query, stop: Stop = NEVER) -> Results:
+        """The k nearest of each query vector, all from one state, which the results name.
 
-    def get(self, ids: Sequence[str]) -> Rows[Stored | None]:
+        As every read: `ShardsUnavailable` once the replica was closed, `Abandoned` soon after `stop` was told.
+        """
+        with self._noticing_damage():
+            return self._reader.search(query, stop)
+
+    def get(self, ids: Sequence[str], stop: Stop = NEVER) -> Rows[Stored | None]:
         """What is stored under each id, all from one state; None for what is not there."""
         with self._noticing_damage():
-            return self._reader.get(ids)
+            return self._reader.get(ids, stop)
 
-    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None) -> Rows[str]:
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None, stop: Stop = NEVER) -> Rows[str]:
         """At most `limit` ids beyond `after`, in the order of their UTF-8 bytes."""
         with self._noticing_damage():
-            return self._reader.list_ids(after, limit, filter_)
+            return self._reader.list_ids(after, limit, filter_, stop)
 
-    def count(self, filter_: Filter | None = None) -> Total:
+    def count(self, filter_: Filter | None = None, stop: Stop = NEVER) -> Total:
         """How many vectors there are, or how many a filter matches."""
         with self._noticing_damage():
-            return self._reader.count(filter_)
+            return self._reader.count(filter_, stop)
+
+    def look(self, filter_: Filter, stop: Stop = NEVER) -> Looked:
+        """What a filter matches: so that a delete of it does not keep the writer's thread, and all writes, waiting."""
+        with self._noticing_damage():
+            return self._reader.look(filter_, stop)
 
     @contextmanager
     def _noticing_damage(self) -> Iterator[None]:
@@ -343,7 +359,7 @@ class Replica:
             applied_seq=records.applied_seq,
             durable_seq=log.durable_seq,
             log_bytes=log.size,
-            disk_bytes=tree_size(self.path),
+            disk_bytes=self._builder.size.bytes,
             memory_bytes=feed.memory(),
             building=self._builder.building,
             read_only=self.read_only,
@@ -373,6 +389,10 @@ class Replica:
         self._recovered.records.close()
         self._recovered.log.close()
         os.close(self._lock)
+
+
+def _cannot_open(spec: ReplicaSpec, error: OSError | sqlite3.OperationalError) -> Unavailable:
+    return Unavailable(f"shard {spec.shard} cannot be opened now: {reason(error)}")
 
 
 def _lock(fd: int, timeout: float) -> None:

@@ -17,6 +17,7 @@ from veccluster.decisions.integrity import RANGE
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster_node.storage import generations
 from veccluster_node.storage.digests import Checked, sum_of
+from veccluster_node.storage.files import unreadable
 from veccluster_node.storage.log import Log
 from veccluster_node.storage.records import Snapshots, record_crc, vector_crc
 
@@ -148,7 +149,7 @@ def generation(path: Path, pace: Pace) -> None:
                 hashed.update(block)
                 pace.spend(len(block))
         except OSError as error:
-            raise StorageCorrupt(f"generation {path.name}: {name} cannot be read ({error.strerror})") from error
+            raise unreadable(f"generation {path.name}: {name}", error) from error
         if hashed.hexdigest() != info.sha256:
             raise StorageCorrupt(f"generation {path.name}: {name} does not match its checksum")
 

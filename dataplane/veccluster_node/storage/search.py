@@ -26,7 +26,9 @@ from veccluster.model.state import IndexParameters, Metric
 from veccluster_node.storage.calibration import candidates, reach, with_ghosts
 from veccluster_node.storage.distance import F32, F64, I64, U64, Mask, coarse, exact, lengths, slack
 from veccluster_node.storage.graph import Graph
+from veccluster_node.storage.operations import Looked
 from veccluster_node.storage.records import Row, Snapshot, Snapshots
+from veccluster_node.storage.stopping import NEVER, Stop
 from veccluster_node.storage.view import Feed, SearchView, Segment
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ _FIRST_FETCH = 128
 _GROWTH = 4
 _SCAN_FROM = 16
 """A graph that must keep more than one candidate for this many of its vectors is slower than looking at all."""
+_AT_ONCE = 20_000
+"""Candidates that a graph keeps in all, over the queries that it is asked at once: what takes some 50 ms."""
 _SPARSE = 0.5
 """With fewer alive than this, a scan picks the living rows instead of passing over the dead."""
 
@@ -200,45 +204,50 @@ class Reader:
         self.scan_rows = scan_rows
         self.remembered = _Remembered(largest=scan_rows + 1)
 
-    def search(self, query: Query) -> Results:
-        """Answer every query vector from one state."""
-        with self._state() as (snapshot, view):
+    def search(self, query: Query, stop: Stop = NEVER) -> Results:
+        """Answer every query vector from one state, unless nobody waits for it any more."""
+        with self._state(stop) as (snapshot, view):
             return _Search(snapshot, view, query, self).run()
 
     @contextmanager
-    def _state(self) -> Iterator[tuple[Snapshot, SearchView]]:
+    def _state(self, stop: Stop) -> Iterator[tuple[Snapshot, SearchView]]:
         """A transaction, and a view that holds all that is alive in it."""
         while True:
-            with self._snapshots.take() as snapshot:
+            with self._snapshots.take(stop) as snapshot:
                 view = self._feed.view()
                 if view.floor <= snapshot.applied_seq:
                     yield snapshot, view
                     return
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self, stop: Stop = NEVER) -> Iterator[Snapshot]:
         """One state of the rows alone."""
-        with self._snapshots.take() as snapshot:
+        with self._snapshots.take(stop) as snapshot:
             yield snapshot
 
-    def get(self, ids: Sequence[str]) -> Rows[Stored | None]:
+    def get(self, ids: Sequence[str], stop: Stop = NEVER) -> Rows[Stored | None]:
         """What is stored under each id, all as of one state; None for what is not there."""
-        with self.snapshot() as snapshot:
+        with self.snapshot(stop) as snapshot:
             rows = snapshot.rows_of(ids)
             found = list(rows.values())
             vectors = snapshot.vectors([r.seq for r in found], self._dimension)
             stored = {r.id: Stored(r.id, v, r.metadata) for r, v in zip(found, vectors, strict=True)}
             return Rows((stored.get(i) for i in ids), snapshot)
 
-    def list_ids(self, after: str | None, limit: int, filter_: Filter | None) -> Rows[str]:
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None, stop: Stop = NEVER) -> Rows[str]:
         """Ids in the order of their UTF-8 bytes, beyond `after`."""
-        with self.snapshot() as snapshot:
+        with self.snapshot(stop) as snapshot:
             return Rows(snapshot.ids(after, limit, filter_), snapshot)
 
-    def count(self, filter_: Filter | None) -> Total:
+    def count(self, filter_: Filter | None, stop: Stop = NEVER) -> Total:
         """How many vectors there are, or how many a filter matches."""
-        with self.snapshot() as snapshot:
+        with self.snapshot(stop) as snapshot:
             return Total.of(snapshot.count(filter_), snapshot)
+
+    def look(self, filter_: Filter, stop: Stop = NEVER) -> Looked:
+        """What a filter matches, for a delete."""
+        with self.snapshot(stop) as snapshot:
+            return Looked(snapshot.applied_seq, snapshot.matching(filter_))
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -250,6 +259,7 @@ class _Search:
 
     def __init__(self, snapshot: Snapshot, view: SearchView, query: Query, reader: Reader) -> None:
         self.snapshot = snapshot
+        self.stop = snapshot.stop
         self.view = view
         self.query = query
         self.metric = reader.metric
@@ -311,11 +321,13 @@ class _Search:
     def _proposed(self, segment: Segment, graph: Graph, queries: I64, fetch: int) -> Iterator[tuple[int, I64]]:
         """For each query the living rows among what the graph proposes, nearest first, roughly."""
         asked, ef = self._reach(graph, fetch)
-        keys, counts = graph.search(self.vectors[queries], self.lengths[queries], asked, ef)
-        for query, some, count in zip(queries.tolist(), keys, np.broadcast_to(counts, len(queries)), strict=True):
-            seqs = some[:count]
-            rows, here = segment.find(seqs)
-            yield query, rows[here & (segment.died[rows] > np.uint64(self.at)) & (seqs <= np.uint64(self.at))]
+        for part in _slices(queries, max(asked, ef)):
+            self.stop.check()
+            keys, counts = graph.search(self.vectors[part], self.lengths[part], asked, ef)
+            for query, some, count in zip(part.tolist(), keys, np.broadcast_to(counts, len(part)), strict=True):
+                seqs = some[:count]
+                rows, here = segment.find(seqs)
+                yield query, rows[here & (segment.died[rows] > np.uint64(self.at)) & (seqs <= np.uint64(self.at))]
 
     def _distances(self, segment: Segment, query: int, rows: I64) -> F64:
         return exact(self.metric, self.vectors[query], segment.vectors[rows])
@@ -333,6 +345,7 @@ class _Search:
             rows = rows[alive[rows]]
         width = _BLOCK_BYTES // 4 // max(len(queries), 1 if rows is None else self.vectors.shape[1])
         for start in range(0, len(segment) if rows is None else len(rows), max(64, width)):
+            self.stop.check()
             stop = start + max(64, width)
             if rows is None:
                 self._scan_block(segment, queries, found, k, slice(start, stop), ~alive[start:stop])
@@ -347,6 +360,7 @@ class _Search:
         if dead is not None and dead.any():
             distances[:, dead] = np.inf
         for query, row in zip(queries.tolist(), distances, strict=True):
+            self.stop.check()
             limit = float(np.finfo(np.float32).max)
             if len(row) > k:
                 margin = 2 * slack(self.metric, vectors.shape[1], float(self.lengths[query]), segment.longest)
@@ -401,6 +415,7 @@ class _Search:
         matching = self.snapshot.among(filter_, np.unique(np.concatenate(everything)))
         short = []
         for query in queries.tolist():
+            self.stop.check()
             sifted = [(p, np.isin(p.seqs, matching)) for p in proposals[query]]
             distances = np.concatenate([np.zeros(0), *(p.distances[m] for p, m in sifted)])
             horizon = min((p.horizon for p, _ in sifted), default=np.inf)
@@ -436,6 +451,7 @@ class _Search:
         return [self._hits(seqs, distances, rows) for seqs, distances in best]
 
     def _hits(self, seqs: U64, distances: F64, rows: dict[int, Row]) -> list[Hit]:
+        self.stop.check()
         ranked = sorted(
             zip(distances.tolist(), (rows[s] for s in seqs.tolist()), strict=True), key=_by_distance_then_id
         )
@@ -447,6 +463,13 @@ class _Search:
             Hit(row.id, distance, row.metadata if self.query.with_metadata else None, vector)
             for (distance, row), vector in zip(ranked, vectors, strict=True)
         ]
+
+
+def _slices(queries: I64, each: int) -> Iterator[I64]:
+    """The queries in parts, so that between two it can be seen that nobody waits for the answer any more."""
+    step = max(1, _AT_ONCE // each)
+    for start in range(0, len(queries), step):
+        yield queries[start : start + step]
 
 
 def _by_distance_then_id(item: tuple[float, Row]) -> tuple[float, bytes]:

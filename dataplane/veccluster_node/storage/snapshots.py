@@ -22,7 +22,7 @@ from veccluster.decisions.replication.values import Lineage
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.storage import failpoints, generations
-from veccluster_node.storage.files import sha256, sync_directory, sync_file
+from veccluster_node.storage.files import raise_error, sha256, sync_directory, sync_file
 from veccluster_node.storage.generations import MANIFEST, Current, FileInfo, Shelf
 from veccluster_node.storage.log import Log
 from veccluster_node.storage.partial import PART, complete, write_part
@@ -236,7 +236,7 @@ def _replace(root: Path, installing: Path, name: str) -> None:
 
 
 def _sync_tree(path: Path) -> None:
-    for directory, _, names in os.walk(path, topdown=False):
+    for directory, _, names in os.walk(path, topdown=False, onerror=raise_error):
         for name in names:
             sync_file(Path(directory) / name)
         sync_directory(Path(directory))

@@ -428,15 +428,17 @@ class Writer:
         """
         state = self._conductor
         journal = state.rules.journal
-        *parts, last = list(in_parts(state.records.ids_matching(where.filter), self._settings.delete_bytes)) or [[]]
+        *parts, last = list(
+            in_parts(state.records.ids_matching(where.filter, where.looked), self._settings.delete_bytes)
+        ) or [[]]
         if parts and self._full:
             self._make_room()
         began = journal.last
-        for ids in parts:
+        for some in parts:
             at, op_id = journal.last, part_id(write.op_id, journal.last)
             time_ns = repetitions.noted(write.op_id, write.time_ns)
-            payload = self._encoded(time_ns, op_id, [Delete(i) for i in ids])
-            state.handle(on.Write(op_id, len(ids), payload, write.level))
+            payload = self._encoded(time_ns, op_id, [Delete(i) for i in some])
+            state.handle(on.Write(op_id, len(some), payload, write.level))
             failpoints.hit("writer.part")
             if state.failure or journal.last == at:
                 break

@@ -99,7 +99,8 @@ def _container(cluster: VecCluster, context: Context) -> dict[str, Any]:
         ],
         "resources": _resources(cluster),
         "securityContext": dict(pods.CONTAINER_SECURITY),
-        # An hour to read a large log back in; a node whose loop stands still is restarted after a minute.
+        # An hour for etcd to be there; a node whose loop stands still is restarted after a minute. That a node is ready
+        # means that it answers; whether it serves all of its shards is asked before another one is restarted (rollout).
         "startupProbe": pods.probe("http", "/readyz", period=5, timeout=5, failures=720),
         "readinessProbe": pods.probe("http", "/readyz", period=5, timeout=5, failures=2),
         "livenessProbe": pods.probe("http", "/healthz", period=10, timeout=10, failures=6),

@@ -295,6 +295,8 @@ def _can_spare_a_pod(observed: Observed, replicas: int) -> bool:
         return False
     if observed.etcd and not etcd_upkeep.has_quorum(observed.etcd):
         return False  # nobody could take over from it
+    if rollout.opening_shards(report):
+        return False
     active = sum(n["state"] == "active" for n in report["nodes"])
     return active >= replicas and not any(report["shards"][k] for k in ("unavailable", "under_replicated", "moving"))
 

@@ -7,9 +7,9 @@ restart back is a sentence, and the sentence is what people read.
 1. The StatefulSet must know the new template, or the pod would come back as it was.
 2. A pod that is not ready and that no shard needs goes first: so a bad file can always be corrected by a good one.
    While another pod is away, a node whose pod is not ready may hold one of the last copies that writes need.
-3. Otherwise every other pod must be ready, every node active, every shard have all its copies in sync, and etcd its
-   quorum, without which no other node could take over: a restart must never meet another fault. Other reasons to be
-   degraded do not count: the restart may be what mends them.
+3. Otherwise every other pod must be ready, every node active with all of its shards open (a pod is ready before that),
+   every shard have all its copies in sync, and etcd its quorum, without which no other node could take over: a restart
+   must never meet another fault. Other reasons to be degraded do not count: the restart may be what mends them.
 4. The leader goes last, so that it moves once.
 """
 
@@ -94,12 +94,20 @@ def _something_is_amiss(observed: Observed, others: Sequence[Manifest], wanted: 
         return f"the state of the cluster is not known ({observed.report_problem})"
     if down := [n["id"] for n in observed.report["nodes"] if n["state"] != "active"]:
         return f"node {', '.join(down)} must be active first"
+    if opening := opening_shards(observed.report):
+        return opening
     if observed.etcd and not etcd_upkeep.has_quorum(observed.etcd):
         return "etcd has no quorum"
     shards = observed.report["shards"]
     if missing := [f"{shards[k]} shards are {k.replace('_', ' ')}" for k in _SHARD_TROUBLE if shards[k]]:
         return "; ".join(missing)
     return None
+
+
+def opening_shards(report: Mapping[str, Any]) -> str | None:
+    """Which nodes do not serve all of their shards yet, if any; nodes of an older version do not say."""
+    each = [f"node {n['id']} is still opening {', '.join(n['opening'])}" for n in report["nodes"] if n.get("opening")]
+    return "; ".join(each) or None
 
 
 _SHARD_TROUBLE = ("unavailable", "under_replicated", "moving")
