@@ -132,8 +132,7 @@ def test_no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() -> No
     with Nodes(3, spec={"tuning": {"maxTail": 200}}) as nodes:
 
         def hit(_: int) -> None:
-            for number in range(nodes.size):
-                nodes.kill(number)
+            nodes.kill(*range(nodes.size))
             for number in range(nodes.size):
                 nodes.start(number)
             for number in range(nodes.size):

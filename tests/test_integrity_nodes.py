@@ -214,8 +214,7 @@ def test_a_copy_that_only_the_others_can_know_to_be_wrong_is_fetched_again_and_r
     primary = int(record_of(nodes, words).primary.node[1:])
     wrong = primary if is_primary else (primary + 1) % 3
     old = next(m for m in record_of(nodes, words).in_sync if m.node == f"n{wrong}")
-    for number in range(3):
-        nodes.kill(number)
+    nodes.kill(0, 1, 2)
     lose_without_a_trace(directory(nodes, words, wrong), "id-195")
     for number in (wrong, (wrong + 1) % 3, (wrong + 2) % 3):
         nodes.start(number)

@@ -112,8 +112,7 @@ def test_a_shard_with_one_copy_in_sync_left_takes_writes_again_and_is_whole_agai
     gone = [n for n in range(3) if n != left]
     cli.node = left
     assert "can serve it" in cli("shards", "recover", words.name, "0")
-    for number in gone:  # at once, before one of them can be let go
-        nodes.kill(number)
+    nodes.kill(*gone)  # at once, before one of them can be let go
     for number in gone:
         shutil.rmtree(nodes.data(number))
     report_of(client, words)
@@ -158,8 +157,7 @@ def test_with_a_learner_left_what_is_lost_is_told_and_a_copy_that_comes_back_is_
     nodes.kill(left)
     client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])
     wait_until(lambda: in_sync(nodes, words) == {f"n{wiped}", f"n{kept}"}, "the copy that is away to be done without")
-    nodes.kill(wiped)
-    nodes.kill(kept)
+    nodes.kill(wiped, kept)
     shutil.rmtree(nodes.data(wiped))
     nodes.start(left)
 
@@ -189,8 +187,8 @@ def test_with_only_a_copy_left_that_the_record_names_no_more_that_is_found_and_k
         client.upsert(words.name, ["lost-1", "lost-2"], VECTORS[:2])
         others = {n for n in range(4) if n != left}
         wait_until(lambda: in_sync(nodes, words) == {f"n{n}" for n in others}, "a copy to be made elsewhere")
+        nodes.kill(*others)
         for number in others:
-            nodes.kill(number)
             shutil.rmtree(nodes.data(number))
         wait_until(lambda: not leases(nodes), "the others to be known as dead")
         nodes.start(left, replace_after=REPLACE_AFTER)

@@ -21,7 +21,7 @@ import requests
 
 from chaos import checkpoints, clocks, forging, load
 from chaos.arena import CLIENTS, Direction
-from chaos.machines import NAME, Cluster, Member, Node, NotRecovered
+from chaos.machines import NAME, Cluster, Member, Node, NotRecovered, end_at_once
 from veccluster import operation_ids
 from veccluster.model.state import NodeId
 
@@ -91,8 +91,7 @@ def kill(scene: Scene) -> None:
     size = scene.cluster.size
     with scene.nodes(scene.chance.choice([1, 1, 1, 1, 2, size])) as nodes:
         scene.did(f"kill -9 {names(nodes)}")
-        for node in nodes:
-            node.kill()
+        end_at_once(nodes)
         scene.rest(0, 4)
         for node in nodes:
             node.start()
@@ -185,10 +184,12 @@ def etcd(scene: Scene) -> None:
     members = scene.chance.sample(scene.cluster.etcd, scene.chance.choice([1, 1, 2, 3]))
     how = scene.chance.choice(["kill -9", "SIGSTOP", "cut off"])
     scene.did(f"{how} {names(members)}")
+    if how == "kill -9":
+        end_at_once(members)
     for member in members:
         if how == "kill -9":
-            member.kill()
-        elif how == "SIGSTOP":
+            continue
+        if how == "SIGSTOP":
             member.stop()
         else:
             member.host.cut(["10.77.0.0/24"], scene.chance.choice(list(Direction)))
@@ -202,8 +203,7 @@ def etcd(scene: Scene) -> None:
 def etcd_away(scene: Scene) -> None:
     """All of etcd away for DURATION seconds."""
     scene.did(f"etcd away for {scene.duration:.0f} s")
-    for member in scene.cluster.etcd:
-        member.kill()
+    end_at_once(scene.cluster.etcd)
     scene.over.wait(scene.duration)
     for member in scene.cluster.etcd:
         member.start()

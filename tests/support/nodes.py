@@ -19,6 +19,7 @@ import numpy as np
 import requests
 
 from support.cluster import free_run, unique_name, wait_until
+from support.ending import kill_at_once
 from support.etcd import EtcdCluster
 from veccluster import Client
 from veccluster.client import CollectionInfo
@@ -147,11 +148,9 @@ class Nodes:
         except requests.RequestException:
             return {}
 
-    def kill(self, number: int) -> None:
-        """SIGKILL a node."""
-        process = self._processes.pop(number)
-        process.kill()
-        process.wait()
+    def kill(self, *numbers: int) -> None:
+        """SIGKILL nodes, all at once: none of them can do a thing while another one is gone already."""
+        kill_at_once([self._processes.pop(number) for number in numbers])
 
     def pid(self, number: int) -> int:
         """The process of a node."""

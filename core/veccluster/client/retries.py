@@ -15,6 +15,10 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 """Seconds: the bounds of the backoff, before jitter."""
 
+FIRST_CONNECT = 0.5
+LONGEST_CONNECT = 3.0
+"""Seconds that making a connection may take: at first, and once several have failed."""
+
 ROOM = 0.5
 """Seconds that an attempt must have: one that is cut off at the deadline makes "nobody knows" of a clear answer."""
 
@@ -73,6 +77,16 @@ def decide(attempt: int, failure: Failure, *, remaining: float, jitter: float) -
             return None
         pause = max(pause, (failure.retry_after or 0.0) * (1 + jitter / 4))
     return Again(pause) if pause + ROOM < remaining else None
+
+
+def connect_timeout(unreached: int) -> float:
+    """Seconds for the next connection after `unreached` that could not be made.
+
+    One address may lead to many machines, as a Service of Kubernetes does, which goes on leading to one without power
+    for some 20 s: the next connection may find another, so the first are given up soon. A way that is really slow gets
+    the time that it needs a little later.
+    """
+    return min(FIRST_CONNECT * 2.0 ** (unreached // 2), LONGEST_CONNECT)
 
 
 def verdict(failure: Failure, *, write: bool, perhaps_done: bool, servers: str, waited: float) -> VecClusterError:

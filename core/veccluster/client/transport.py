@@ -29,7 +29,6 @@ from veccluster.client.retries import Failure, Lost, NotSent, Refused
 from veccluster.errors import OutcomeUnknown, VecClusterError, from_problem
 from veccluster.model import token as tokens
 
-CONNECT_TIMEOUT = 3.0
 SHARE = 3
 """With several addresses, one attempt may use this part of the time that is left before another is asked."""
 
@@ -100,12 +99,14 @@ class Transport:
         deadline = started + timeout
         perhaps_done = False
         said: Refused | None = None
-        attempt = 0
+        attempt = unreached = 0
         self._session()
         while True:
             attempt += 1
             self._look_again()
-            outcome = await self._ask(self.addresses.choose(spread=call.spread), call, deadline - time.monotonic())
+            address, connect = self.addresses.choose(spread=call.spread), retries.connect_timeout(unreached)
+            outcome = await self._ask(address, call, deadline - time.monotonic(), connect)
+            unreached += isinstance(outcome, NotSent)
             if isinstance(outcome, Reply):
                 return outcome
             if perhaps_done and _means_done(outcome, call):
@@ -172,11 +173,11 @@ class Transport:
             else:
                 self.addresses.failed(address, time.monotonic())
 
-    async def _ask(self, address: Address, call: Call, left: float) -> Reply | Failure:
+    async def _ask(self, address: Address, call: Call, left: float, connect: float) -> Reply | Failure:
         """One attempt, and what it says of the address."""
         self.addresses.asked(address)
         try:
-            outcome = await self._attempt(address.url, call, left)
+            outcome = await self._attempt(address.url, call, left, connect)
         finally:
             self.addresses.left(address)
         if retries.is_answer(outcome):
@@ -185,9 +186,9 @@ class Transport:
             self.addresses.failed(address, time.monotonic())
         return outcome
 
-    async def _attempt(self, address: URL, call: Call, left: float) -> Reply | Failure:
+    async def _attempt(self, address: URL, call: Call, left: float, connect: float) -> Reply | Failure:
         share = SHARE if len(self.addresses) > 1 else 1
-        limits = aiohttp.ClientTimeout(total=max(left / share, 0.001), sock_connect=CONNECT_TIMEOUT)
+        limits = aiohttp.ClientTimeout(total=max(left / share, 0.001), sock_connect=connect)
         # Put together by hand: joining would take an id of ".." for a step upwards.
         url = URL(f"{str(address).rstrip('/')}{call.path}", encoded=True).with_query(call.query)
         sent = _Sent()

@@ -26,7 +26,7 @@ from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import IndexParameters, Metric, Seq
 from veccluster_node.storage import calibration, failpoints, generations, graph
 from veccluster_node.storage.calibration import Attempt, Calibration
-from veccluster_node.storage.distance import F32, U64, lengths
+from veccluster_node.storage.distance import F32, I64, U64, lengths
 from veccluster_node.storage.files import is_no_space, reason
 from veccluster_node.storage.generations import (
     DEAD,
@@ -35,10 +35,12 @@ from veccluster_node.storage.generations import (
     RECORD_SCHEMA,
     RECORDS,
     SEQS,
+    TWINS,
     VECTORS,
     GraphInfo,
 )
 from veccluster_node.storage.records import Snapshots
+from veccluster_node.storage.twins import first_equals, twins_of
 
 _ROWS = 2000
 """Rows read in one transaction."""
@@ -159,7 +161,7 @@ def _write_graph(job: Job, out: Path, seqs: U64) -> GraphInfo:
     encoding = graph.choose_encoding(job.metric, job.parameters.precision, vectors, rows.lengths)
     base = _base(job, encoding)
     for attempt in calibration.attempts(
-        job.parameters, (base.info.parameters, base.info.calibration) if base else None
+        job.parameters, (base.info.parameters, base.info.calibration) if base else None, len(seqs)
     ):
         if info := _try(attempt, job, rows, base if base and attempt.extend else encoding, out):
             return info
@@ -173,28 +175,37 @@ def _try(attempt: Attempt, job: Job, rows: graph.Rows, start: "_Base | graph.Enc
     """
     if isinstance(start, _Base):
         draft = graph.Draft(start.info.encoding, attempt.parameters, base=start.path, threads=job.threads)
-        new, found = np.flatnonzero((rows.seqs <= start.after) | (rows.seqs > start.through)), start.info.calibration
+        found = start.info.calibration
     else:
-        draft = graph.Draft(start, attempt.parameters, threads=job.threads)
-        new, found = np.arange(len(rows.seqs)), Calibration()
+        draft, found = graph.Draft(start, attempt.parameters, threads=job.threads), Calibration()
+
+    def compared(which: slice | I64) -> F32:
+        return graph.directions(job.metric, rows.vectors[which], rows.lengths[which])
+
+    inside = draft.holds(rows.seqs)
+    twins = twins_of(first_equals(compared, len(rows.seqs)), inside)
+    inside[twins.rows] = True
+    new = np.flatnonzero(~inside)
     held = calibration.questions(new, len(rows.seqs))
     draft.add(rows, np.setdiff1d(new, held))
     if len(held):
-        found = calibration.calibrate(draft, rows, held, most=attempt.most)
+        found = calibration.calibrate(draft, rows, held, most=attempt.most, apart=twins.rows)
     if not attempt.succeeds(found):
         return None
     draft.add(rows, held)
     draft.save(out / INDEX)
+    if len(twins):
+        twins.save(out / TWINS)
+    made_of = start.info.calibration.made_of if isinstance(start, _Base) else len(draft)
+    found = msgspec.structs.replace(found, made_of=made_of)
     return GraphInfo(graph.ENGINE, draft.encoding, draft.parameters, len(draft), found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """A graph that can be added to; it holds the rows with seqs in (after, through]."""
+    """A graph that can be added to."""
 
     path: Path
-    after: int
-    through: int
     info: GraphInfo
 
 
@@ -210,7 +221,7 @@ def _base(job: Job, fresh: graph.Encoding) -> _Base | None:
         return None
     if info.parameters not in {job.parameters, calibration.denser(job.parameters)}:
         return None
-    return _Base(Path(job.base) / INDEX, manifest.after, manifest.through, info)
+    return _Base(Path(job.base) / INDEX, info)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class Slot:
         return GenerationState(
             live=rows - self.dead,
             dead=self.dead,
-            ghosts=graph.entries - rows if graph else 0,
+            ghosts=self.segment.ghosts,
             graph=graph is not None,
             damaged=self.damaged,
         )
@@ -87,6 +87,7 @@ class LocalFeed:
         for slot in self.slots:
             resident += 20 * len(slot.segment) + (slot.segment.vectors.nbytes if slot.damaged else 0)
             resident += 16 * slot.segment.graph.entries if slot.segment.graph else 0
+            resident += 16 * len(slot.segment.twins) if slot.segment.twins else 0
         return resident + self.tail.size()
 
 

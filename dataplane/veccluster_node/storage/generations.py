@@ -8,6 +8,7 @@ generations/FROM-TO.X/   the rows with FROM < seq ≤ TO that were alive when it
                          not revive
     records.arrow        ids and metadata: with `vectors.f32`, all that records.sqlite held
     index.usearch        the graph, unless there are so few rows that looking at all is as fast
+    twins.i64            rows that are not in the graph since an equal one is, if there are any
     manifest.json        written last: sizes and SHA-256 of all of the above
 CURRENT                  the list in use, and the list before, which is kept until the next switch
 """
@@ -40,16 +41,19 @@ from veccluster_node.storage.files import (
     write_durably,
 )
 from veccluster_node.storage.graph import Encoding, Graph
+from veccluster_node.storage.twins import Twins
 from veccluster_node.storage.view import ALIVE, Segment
 
-FORMAT = 1
-VECTORS, LENGTHS, SEQS, DEAD, RECORDS, INDEX = (
+FORMAT = 2
+"""Of a generation with twins, whose graph alone leads to too little; all else is of format 1."""
+VECTORS, LENGTHS, SEQS, DEAD, RECORDS, INDEX, TWINS = (
     "vectors.f32",
     "lengths.f32",
     "seqs.u64",
     "dead.u64",
     "records.arrow",
     "index.usearch",
+    "twins.i64",
 )
 MANIFEST = "manifest.json"
 RECORD_SCHEMA = pa.schema([("id", pa.string()), ("metadata", pa.binary())])
@@ -76,7 +80,7 @@ class GraphInfo(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a generation holds."""
 
-    format: int = FORMAT
+    format: int = 1
     after: int
     through: int
     floor: int
@@ -103,7 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class Current(msgspec.Struct, frozen=True):
     """`CURRENT`: names of generations, oldest first."""
 
-    format: int = FORMAT
+    format: int = 1
     generations: tuple[str, ...] = ()
     previous: tuple[str, ...] = ()
 
@@ -123,7 +127,7 @@ def finish(path: Path, **facts: object) -> Manifest:
     for file in sorted(path.iterdir()):
         sync_file(file)
         files[file.name] = FileInfo(file.stat().st_size, sha256(file))
-    manifest = msgspec.convert({**facts, "files": files}, Manifest)
+    manifest = msgspec.convert({**facts, "format": FORMAT if TWINS in files else 1, "files": files}, Manifest)
     failpoints.hit("generation.manifest")
     write_durably(path / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
     sync_directory(path.parent)
@@ -172,7 +176,7 @@ def open_generation(path: Path, *, handles: int) -> Generation:
             info.parameters,
             info.entries,
             handles=handles,
-            breadth=info.calibration.breadth,
+            reaches=info.calibration.reaches(manifest.metric),
         )
     segment = Segment(
         seqs=np.fromfile(path / SEQS, "<u8"),
@@ -181,6 +185,7 @@ def open_generation(path: Path, *, handles: int) -> Generation:
         died=np.full(manifest.rows, ALIVE),
         longest=float(lengths.max(initial=0.0)),
         graph=graph,
+        twins=Twins.load(path / TWINS) if TWINS in manifest.files else None,
     )
     return Generation(path, manifest, segment)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -24,8 +24,10 @@ from usearch.index import Index
 
 from veccluster.errors import Unavailable
 from veccluster.model.state import IndexParameters, Metric, Precision
-from veccluster_node.storage.distance import F32, I64, U64
+from veccluster_node.storage.distance import F32, I64, U64, Mask
 
+Reaches: TypeAlias = tuple[tuple[int, float | None], ...]
+"""Up to which k a graph needs which breadth, ascending; None where it does not find enough at any."""
 ENGINE = f"usearch {usearch.__version__}"
 _BLOCK = 4096
 _SAMPLE = 20_000
@@ -44,7 +46,7 @@ class Encoding(msgspec.Struct, frozen=True):
 
     def stored(self, vectors: F32, lengths: F32) -> npt.NDArray[Any]:
         """What the graph stores for vectors (n, dimension)."""
-        return self._cast(_directions(self.metric, vectors, lengths), self.scale)
+        return self._cast(directions(self.metric, vectors, lengths), self.scale)
 
     def query(self, queries: F32, lengths: F32) -> npt.NDArray[Any]:
         """What the graph is asked for queries (q, dimension). Under dot their length does not matter, so it is made
@@ -63,7 +65,8 @@ class Encoding(msgspec.Struct, frozen=True):
         return np.ascontiguousarray(directions, np.float32)
 
 
-def _directions(metric: Metric, vectors: F32, lengths: F32) -> F32:
+def directions(metric: Metric, vectors: F32, lengths: F32) -> F32:
+    """What of vectors (n, d) says how near they are, before a smaller type takes its part of it."""
     return vectors / lengths[:, None] if metric is Metric.cosine else vectors
 
 
@@ -83,7 +86,7 @@ def choose_encoding(metric: Metric, precision: Precision, vectors: F32, lengths:
         edge = max(float(np.abs(vectors[i : i + _BLOCK]).max()) for i in range(0, len(vectors), _BLOCK))
     else:
         rows = np.unique(np.linspace(0, len(vectors) - 1, _SAMPLE).astype(np.int64))
-        sample = np.abs(_directions(metric, vectors[rows], lengths[rows]))
+        sample = np.abs(directions(metric, vectors[rows], lengths[rows]))
         edge = float(np.quantile(sample, _QUANTILE)) or float(sample.max())
     return msgspec.structs.replace(encoding, scale=127.0 / (edge or 1.0))
 
@@ -141,14 +144,22 @@ class Draft:
         """Put the rows of numbers `which` in.
 
         Under l2 the longest go first: short vectors are near to everything, and those that come first would fill
-        the lists of edges, so that nothing leads to long ones any more (docs/decisions/0008-recall.md).
+        the lists of edges, so that nothing leads to long ones any more. Under dot it is the long ones that are near
+        to everything, so there the shortest go first (docs/decisions/0008-recall.md).
         """
-        if self.encoding.metric is Metric.l2:
-            which = which[np.argsort(-rows.lengths[which], kind="stable")]
+        if self.encoding.metric is not Metric.cosine:
+            sign = -1 if self.encoding.metric is Metric.l2 else 1
+            which = which[np.argsort(sign * rows.lengths[which], kind="stable")]
         for i in range(0, len(which), _BLOCK):
             block = which[i : i + _BLOCK]
             stored = self.encoding.stored(rows.vectors[block], rows.lengths[block])
             self._index.add(rows.seqs[block], stored, threads=self._threads)
+
+    def holds(self, seqs: U64) -> Mask:
+        """Which of `seqs` are in it."""
+        return (
+            np.asarray(self._index.contains(seqs), bool).reshape(len(seqs)) if len(self) else np.zeros(len(seqs), bool)
+        )
 
     def search(self, queries: F32, lengths: F32, k: int, ef: int) -> tuple[U64, I64]:
         """As `Graph.search`."""
@@ -188,12 +199,11 @@ class Graph:
         entries: int,
         *,
         handles: int,
-        breadth: float = 1.0,
+        reaches: Reaches = ((1 << 62, 1.0),),
     ) -> None:
         """Map the file, whose checksum the caller has verified: a damaged one can kill the process."""
         self.encoding = encoding
-        self.breadth = breadth
-        """How much more than usual a search must keep to find enough, as the build measured it (`calibration`)."""
+        self._reaches = reaches
         self.entries = entries
         """Vectors in the graph, dead ones included."""
         self._path = path
@@ -203,6 +213,12 @@ class Graph:
         self._free = threading.Semaphore(handles)
         with self._handle():
             pass
+
+    def breadth(self, k: int) -> float | None:
+        """How much more than usual a search for `k` must keep to find enough, as the build measured it
+        (`calibration`); None where it has to look at everything.
+        """
+        return next((breadth for most, breadth in self._reaches if k <= most), None)
 
     @contextmanager
     def _handle(self) -> Iterator[Index]:

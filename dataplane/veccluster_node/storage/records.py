@@ -66,6 +66,8 @@ _SHORT_WAL = 256 << 10
 _PATIENCE = 60
 """Seconds to wait for a lock of SQLite's."""
 _CHUNK = 500
+_INDEX_FROM = 8
+"""To order more than one row in so many by id, the whole index of ids is read: that is faster than to pick."""
 _DISK_FAILURES = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 )
@@ -621,6 +623,15 @@ class Snapshot:
         where = " AND ".join(terms) or "1"
         query = f"SELECT id FROM records WHERE {where} ORDER BY id LIMIT ?"  # noqa: S608
         return [id_ for (id_,) in self._db.execute(query, (*params, limit))]
+
+    def by_id(self, seqs: U64) -> U64:
+        """These `seqs`, all alive, in the order of their ids' UTF-8 bytes; no row is read, only the index of ids."""
+        if len(seqs) * _INDEX_FROM > self.live:
+            rows = self._db.execute("SELECT seq FROM records ORDER BY id")
+            ordered = np.fromiter((seq for (seq,) in rows), np.uint64)
+            return ordered[np.isin(ordered, seqs)]
+        query = "SELECT seq FROM records WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return np.fromiter((seq for (seq,) in self._db.execute(query, (json.dumps(seqs.tolist()),))), np.uint64)
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
         """The rows under these seqs, by seq; those that are not alive are not there."""

@@ -7,11 +7,15 @@ raw vector by `distance.exact`; results come by distance, then id.
 With a filter: the graph is asked for more and more and SQL says which of the proposed match, unless so few rows
 match at all (or the graph would have to propose so many) that looking at all the matching ones is cheaper, which is
 exact.
+
+Of vectors that are equally far the first by id are answered, among all that were looked at: all there are where
+everything is scanned; where a graph proposes, those that it leads to, and of equal vectors the oldest. However many
+there are, no more than k of each query are kept for long, and only the index of ids is asked which.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +27,13 @@ from veccluster.decisions.filters import Filter
 from veccluster.decisions.replication.atomic import Showing
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import IndexParameters, Metric
-from veccluster_node.storage.calibration import candidates, reach, with_ghosts
+from veccluster_node.storage.calibration import SCAN_FROM, candidates, reach, with_ghosts
 from veccluster_node.storage.distance import F32, F64, I64, U64, Mask, coarse, exact, lengths, slack
 from veccluster_node.storage.graph import Graph
 from veccluster_node.storage.operations import Looked
 from veccluster_node.storage.records import Row, Snapshot, Snapshots
 from veccluster_node.storage.stopping import NEVER, Stop
+from veccluster_node.storage.twins import first_equals
 from veccluster_node.storage.view import Feed, SearchView, Segment
 
 T = TypeVar("T")
@@ -39,10 +44,14 @@ _BREADTH = 2
 """With a filter, proposals asked of a graph for each that counts: the farther half of its answer is less complete."""
 _FIRST_FETCH = 128
 _GROWTH = 4
-_SCAN_FROM = 16
-"""A graph that must keep more than one candidate for this many of its vectors is slower than looking at all."""
 _AT_ONCE = 20_000
 """Candidates that a graph keeps in all, over the queries that it is asked at once: what takes some 50 ms."""
+_QUERIES = 64
+"""Queries that are scanned for at once."""
+_KEPT = 1 << 21
+"""Candidates that may wait for all the queries being scanned for, until the equally far among them are cut."""
+_EQUALS = 256
+"""From so many candidates of one block on it is worth a look whether they are equal vectors."""
 _SPARSE = 0.5
 """With fewer alive than this, a scan picks the living rows instead of passing over the dead."""
 
@@ -138,6 +147,10 @@ class _Candidates:
             seqs, distances = seqs[near], distances[near]
         order = np.argsort(distances, kind="stable")
         return seqs[order], distances[order]
+
+    def keep(self, seqs: U64, distances: F64) -> None:
+        """Forget all but these."""
+        self.seqs, self.distances = [seqs], [distances]
 
 
 class _Remembered:
@@ -254,6 +267,25 @@ class Reader:
         self._snapshots.close()
 
 
+class _Kinds:
+    """The vectors of one block of a scan, equal ones taken together: of many equal ones one is compared exactly."""
+
+    def __init__(self, vectors: F32) -> None:
+        self._vectors = vectors
+        firsts = first_equals(lambda rows: vectors[rows], len(vectors))
+        self._one = np.flatnonzero(firsts == np.arange(len(firsts)))
+        self._kind = np.searchsorted(self._one, firsts)
+
+    def distances(self, metric: Metric, query: F32, rows: I64) -> F64:
+        """As `distance.exact`, of these rows of the block."""
+        kinds = self._kind[rows]
+        present = np.zeros(len(self._one), bool)
+        present[kinds] = True
+        out = np.empty(len(self._one))
+        out[present] = exact(metric, query, self._vectors[self._one[present]])
+        return out[kinds]
+
+
 class _Search:
     """One search in one state."""
 
@@ -270,6 +302,9 @@ class _Search:
         self.vectors = np.ascontiguousarray(query.vectors, np.float32)
         self.lengths = lengths(self.vectors)
         self.found = [_Candidates() for _ in self.vectors]
+        self.waiting = 0
+        self.scanned_for: I64 = np.zeros(0, np.int64)
+        self.ordered: tuple[U64, U64] | None = None
 
     def run(self) -> Results:
         if self.query.filter is None:
@@ -279,27 +314,67 @@ class _Search:
         return Results(self._answers(), self.snapshot)
 
     def _unfiltered(self) -> None:
-        queries = np.arange(len(self.vectors))
-        for segment in self.view.segments:
-            if self.query.exact or segment.graph is None:
-                self._scan(segment, queries, self._add, k=self.query.k)
-            else:
-                self._walk(segment, segment.graph, queries)
+        for queries in self._slices(np.arange(len(self.vectors))):
+            for segment in self.view.segments:
+                if self.query.exact or segment.graph is None:
+                    self._scan(segment, queries, self._add, k=self.query.k)
+                else:
+                    self._walk(segment, segment.graph, queries)
+
+    def _slices(self, queries: I64) -> Iterator[I64]:
+        """The queries, so many at a time that what is found for them does not take much memory meanwhile."""
+        for start in range(0, len(queries), _QUERIES):
+            self.scanned_for = queries[start : start + _QUERIES]
+            yield self.scanned_for
+            self._settle(self.scanned_for)
 
     def _add(self, segment: Segment, query: int, rows: I64, distances: F64) -> None:
         self.found[query].add(segment.seqs[rows], distances)
+        self.waiting += len(rows)
+        if self.waiting > _KEPT:
+            self._settle(self.scanned_for)
+
+    def _settle(self, queries: I64) -> None:
+        """Keep no more than k candidates of each query: the nearest, and of the equally far the first by id."""
+        best = {query: self.found[query].best(self.query.k) for query in queries.tolist()}
+        crowded = [query for query, (seqs, _) in best.items() if len(seqs) > self.query.k]
+        if crowded:
+            last = {query: best[query][1] == best[query][1][-1] for query in crowded}
+            rank = self._ranks(np.unique(np.concatenate([best[query][0][last[query]] for query in crowded])))
+            for query in crowded:
+                seqs, distances = best[query]
+                tied = seqs[last[query]]
+                room = self.query.k - (len(seqs) - len(tied))
+                first = tied[np.argpartition(rank(tied), room - 1)[:room]]
+                best[query] = np.concatenate([seqs[~last[query]], first]), distances[: self.query.k]
+        for query, (seqs, distances) in best.items():
+            self.found[query].keep(seqs, distances)
+        self.waiting = 0
+
+    def _ranks(self, seqs: U64) -> Callable[[U64], I64]:
+        """Says of some of `seqs` where their ids stand among all of theirs."""
+        if self.ordered is None or not np.array_equal(self.ordered[0], seqs):
+            self.ordered = seqs, self.snapshot.by_id(seqs)
+        known, ordered = self.ordered
+        if len(ordered) != len(known):
+            missing = np.setdiff1d(known, ordered)[0]
+            raise StorageCorrupt(f"the row of seq {missing} is missing, although nothing ended it")
+        ranks = np.empty(len(known), np.int64)
+        ranks[np.searchsorted(known, ordered)] = np.arange(len(ordered))
+        return lambda some: ranks[np.searchsorted(known, some)]
 
     # -- graphs
 
     def _walk(self, segment: Segment, graph: Graph, queries: I64) -> None:
         """Ask a graph for candidates of each query; ask for more where too many were dead."""
         wanted = candidates(self.query.k, self.index.precision)
-        fetch = with_ghosts(wanted, 1 - len(segment) / graph.entries)
+        fetch = with_ghosts(wanted, segment.ghosts / graph.entries)
+        breadth = graph.breadth(self.query.k)
         while len(queries):
-            if fetch * 4 > graph.entries or self._scan_is_cheaper(graph, fetch):
+            if breadth is None or fetch * 4 > graph.entries or self._scan_is_cheaper(graph, fetch, breadth):
                 return self._scan(segment, queries, self._add, k=self.query.k)
             short = []
-            for query, rows in self._proposed(segment, graph, queries, fetch):
+            for query, rows in self._proposed(segment, graph, queries, fetch, breadth):
                 if len(rows) < wanted:
                     short.append(query)
                 else:
@@ -308,26 +383,33 @@ class _Search:
             fetch *= 2
         return None
 
-    def _reach(self, graph: Graph, fetch: int) -> tuple[int, int]:
+    def _reach(self, fetch: int, breadth: float) -> tuple[int, int]:
         """As `calibration.reach`; a query's own `ef` means what it says."""
         if self.query.ef:
             return reach(fetch, self.query.ef, self.index.precision, 1.0)
-        return reach(fetch, self.index.ef_search, self.index.precision, graph.breadth)
+        return reach(fetch, self.index.ef_search, self.index.precision, breadth)
 
-    def _scan_is_cheaper(self, graph: Graph, fetch: int) -> bool:
+    def _scan_is_cheaper(self, graph: Graph, fetch: int, breadth: float) -> bool:
         """Whether the graph needs so much breadth that looking at all of it is as fast, and exact."""
-        return not self.query.ef and graph.breadth > 1 and self._reach(graph, fetch)[1] * _SCAN_FROM > graph.entries
+        return not self.query.ef and breadth > 1 and self._reach(fetch, breadth)[1] * SCAN_FROM > graph.entries
 
-    def _proposed(self, segment: Segment, graph: Graph, queries: I64, fetch: int) -> Iterator[tuple[int, I64]]:
-        """For each query the living rows among what the graph proposes, nearest first, roughly."""
-        asked, ef = self._reach(graph, fetch)
+    def _proposed(
+        self, segment: Segment, graph: Graph, queries: I64, fetch: int, breadth: float
+    ) -> Iterator[tuple[int, I64]]:
+        """For each query the living rows among what the graph proposes and what is equal, nearest first, roughly; of
+        equal ones not many more than `fetch`.
+        """
+        asked, ef = self._reach(fetch, breadth)
         for part in _slices(queries, max(asked, ef)):
             self.stop.check()
             keys, counts = graph.search(self.vectors[part], self.lengths[part], asked, ef)
             for query, some, count in zip(part.tolist(), keys, np.broadcast_to(counts, len(part)), strict=True):
-                seqs = some[:count]
-                rows, here = segment.find(seqs)
-                yield query, rows[here & (segment.died[rows] > np.uint64(self.at)) & (seqs <= np.uint64(self.at))]
+                rows, here = segment.find(some[:count])
+                rows = rows[here]
+                if segment.twins:
+                    rows = segment.twins.among(rows, 4 * fetch)
+                rows = rows[(segment.died[rows] > np.uint64(self.at)) & (segment.seqs[rows] <= np.uint64(self.at))]
+                yield query, rows[: 2 * max(asked, fetch)]
 
     def _distances(self, segment: Segment, query: int, rows: I64) -> F64:
         return exact(self.metric, self.vectors[query], segment.vectors[rows])
@@ -359,6 +441,7 @@ class _Search:
         distances = coarse(self.metric, self.vectors[queries], self.lengths[queries], vectors, segment.lengths[block])
         if dead is not None and dead.any():
             distances[:, dead] = np.inf
+        kinds: _Kinds | None = None
         for query, row in zip(queries.tolist(), distances, strict=True):
             self.stop.check()
             limit = float(np.finfo(np.float32).max)
@@ -367,7 +450,11 @@ class _Search:
                 limit = min(limit, float(np.partition(row, k - 1)[k - 1]) + margin)
             near = np.flatnonzero(row <= limit)
             rows = near + block.start if isinstance(block, slice) else block[near]
-            found(segment, query, rows, exact(self.metric, self.vectors[query], vectors[near]))
+            if len(near) < max(_EQUALS, 2 * k):
+                found(segment, query, rows, exact(self.metric, self.vectors[query], vectors[near]))
+                continue
+            kinds = kinds or _Kinds(vectors)
+            found(segment, query, rows, kinds.distances(self.metric, self.vectors[query], near))
 
     # -- filters
 
@@ -375,6 +462,7 @@ class _Search:
         queries = np.arange(len(self.vectors))
         if not any(s.graph for s in self.view.segments) or self.query.exact:
             return self._scan_seqs(self._matching(filter_), queries)
+        self.scanned_for = queries
         fetch = max(_FIRST_FETCH, 4 * self.query.k)
         if not len(queries := self._sift(filter_, queries, fetch)):
             return None
@@ -389,9 +477,10 @@ class _Search:
         return self.remembered.matching(self.snapshot, filter_, limit)
 
     def _scan_seqs(self, seqs: U64, queries: I64) -> None:
-        for segment in self.view.segments:
-            rows, here = segment.find(seqs)
-            self._scan(segment, queries, self._add, k=self.query.k, rows=rows[here])
+        rows = [found[here] for found, here in (segment.find(seqs) for segment in self.view.segments)]
+        for some in self._slices(queries):
+            for segment, matching in zip(self.view.segments, rows, strict=True):
+                self._scan(segment, some, self._add, k=self.query.k, rows=matching)
 
     def _sift_deeper(self, filter_: Filter, queries: I64, fetch: int) -> I64:
         """Take ever more proposals until looking at all that match would be cheaper; returns the unanswered queries."""
@@ -428,12 +517,20 @@ class _Search:
 
     def _propose(self, segment: Segment, queries: I64, fetch: int, proposals: list[list[_Proposal]]) -> None:
         def block(segment: Segment, query: int, rows: I64, distances: F64) -> None:
-            horizon = _nth(distances, fetch) if len(distances) >= fetch else np.inf
+            horizon = np.inf
+            if len(distances) > fetch:  # of the equally far the oldest will do: with them it is full up to its horizon
+                horizon = _nth(distances, fetch)
+                nearest = np.argsort(distances, kind="stable")[:fetch]
+                rows, distances = rows[nearest], distances[nearest]
             proposals[query].append(_Proposal(segment.seqs[rows], distances, horizon))
 
-        if segment.graph is None or fetch * 8 > len(segment) or self._scan_is_cheaper(segment.graph, fetch * _BREADTH):
+        graph = segment.graph
+        breadth = graph.breadth(fetch) if graph else None
+        if graph is None or breadth is None or fetch * 8 > len(segment):
             return self._scan(segment, queries, block, k=fetch)
-        for query, rows in self._proposed(segment, segment.graph, queries, fetch * _BREADTH):
+        if self._scan_is_cheaper(graph, fetch * _BREADTH, breadth):
+            return self._scan(segment, queries, block, k=fetch)
+        for query, rows in self._proposed(segment, graph, queries, fetch * _BREADTH, breadth):
             distances = self._distances(segment, query, rows)
             horizon = _nth(distances, min(fetch, len(rows))) if len(rows) else -np.inf
             proposals[query].append(_Proposal(segment.seqs[rows], distances, horizon))
@@ -442,7 +539,8 @@ class _Search:
     # -- answers
 
     def _answers(self) -> list[list[Hit]]:
-        best = [candidates.best(self.query.k) for candidates in self.found]
+        self._settle(np.arange(len(self.found)))
+        best = [found.best(self.query.k) for found in self.found]
         wanted = {int(seq) for seqs, _ in best for seq in seqs}
         rows = self.snapshot.rows(list(wanted))
         if len(rows) != len(wanted):
@@ -455,7 +553,6 @@ class _Search:
         ranked = sorted(
             zip(distances.tolist(), (rows[s] for s in seqs.tolist()), strict=True), key=_by_distance_then_id
         )
-        ranked = ranked[: self.query.k]
         vectors: Sequence[F32 | None] = [None] * len(ranked)
         if self.query.with_vector:
             vectors = list(self.snapshot.vectors([r.seq for _, r in ranked], self.vectors.shape[1]))

@@ -15,6 +15,7 @@ import numpy as np
 
 from veccluster_node.storage.distance import F32, I64, U64, Mask, lengths
 from veccluster_node.storage.graph import Graph
+from veccluster_node.storage.twins import Twins
 
 ALIVE = np.uint64(2**64 - 1)
 """The death of what is alive."""
@@ -35,6 +36,15 @@ class Segment:
     longest: float
     """No vector is longer than this."""
     graph: Graph | None = None
+    twins: Twins | None = None
+    """Rows that the graph does not hold, since it holds an equal one."""
+
+    @property
+    def ghosts(self) -> int:
+        """Vectors that are only in the graph."""
+        if not self.graph:
+            return 0
+        return max(0, self.graph.entries + (len(self.twins) if self.twins else 0) - len(self))
 
     def __len__(self) -> int:
         return len(self.seqs)
