@@ -1,6 +1,7 @@
 """How the command line behaves towards terminals, pipes, files and people who wait."""
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -223,32 +224,45 @@ def test_an_import_that_fails_says_how_many_rows_are_stored(run, servers, monkey
         client.delete_collection(name)
 
 
+class Interrupting(io.RawIOBase):
+    """Input after which a signal comes, and no end."""
+
+    def __init__(self, content, number):
+        self.content, self.number = io.BytesIO(content), number
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if not (count := self.content.readinto(buffer)):
+            signal.raise_signal(self.number)
+        return count
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
 )
-def test_an_import_that_is_interrupted_says_how_many_rows_are_stored(servers, number, code, word):
+def test_an_import_that_is_interrupted_says_how_many_rows_are_stored(run, servers, number, code, word):
     name = unique_name("stopped")
-    process = subprocess.Popen(
-        [*COMMAND, "import", name, "-", "--create", "--server", servers[0]],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    process.stdin.write(b"".join(b'{"id": "%d", "vector": [1, 2]}\n' % i for i in range(2_001)))
-    process.stdin.flush()  # it waits for more than that
-    with Client(servers) as client:
-
-        def there():
-            names = [c.name for c in client.collections()]
-            return name in names and client.count(name, consistency="strong") == 2_000
-
-        wait_until(there, "two pieces to be stored")
-        time.sleep(0.2)  # for the acknowledgement, which nobody else sees
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1].decode()
-        client.delete_collection(name)
-    assert process.returncode == code
+    lines = b"".join(b'{"id": "%d", "vector": [1, 2]}\n' % i for i in range(2_500))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what is in the background ignore it
+    try:
+        said = run("import", name, "-", "--create", code=code, stdin=Interrupting(lines, number)).stderr.decode()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "2,000 rows are stored, and perhaps some of those that follow." in said and word in said
+    assert stored(servers, name) == 2_000
+    with Client(servers) as client:
+        client.delete_collection(name)
+
+
+def test_what_a_node_says_of_a_row_is_said_of_the_row_of_the_file(run, servers):
+    name = unique_name("refused")
+    lines = b"".join(b'{"id": "%s", "vector": [1, 2]}\n' % (b"" if i > 1_500 else b"%d" % i) for i in range(1_503))
+    said = run("import", name, "-", "--create", code=1, stdin=lines).stderr.decode()
+    assert "item 1501: id" in said and "1,000 rows are stored" in said
+    with Client(servers) as client:
+        client.delete_collection(name)
 
 
 # Waiting

@@ -34,9 +34,9 @@ def read(tmp_path, monkeypatch):
         with sources.opened(path, sources.kind_of(path), asked, **options) as source:
             ids, vectors, metadata = [], [], []
             for piece in source.rows:
-                ids += piece[0]
-                vectors += piece[1].tolist()
-                metadata += piece[2]
+                ids += piece.ids
+                vectors += piece.vectors.tolist()
+                metadata += piece.metadata
         return ids, vectors, metadata
 
     return read_file

@@ -4,7 +4,10 @@ Each script is a program of its own, as a person would write it.
 """
 
 import asyncio
+import contextlib
 import gc
+import os
+import signal
 import sys
 import textwrap
 import weakref
@@ -22,14 +25,17 @@ async def run(script: str, url: str, *options: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a program that knows `url`."""
     text = f"from veccluster import Client, AsyncClient\nurl = {url!r}\n{textwrap.dedent(script)}"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *options, "-c", text, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, *options, "-c", text),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with contextlib.suppress(ProcessLookupError):  # with the forks that it left behind, if it did
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
     return process.returncode or 0, out.decode(), err.decode()
 
 

@@ -65,13 +65,23 @@ def test_who_fails_is_left_out_until_it_answers_and_is_looked_at_ever_more_rarel
     assert list(found.to_look_at(101.0)) == [a] and list(found.to_look_at(500.0)) == []
     found.failed(a, 101.0)
     assert list(found.to_look_at(102.9)) == [] and list(found.to_look_at(103.0)) == [a]
-    for now in range(20):
-        found.failed(a, float(now))
-    assert a.look_at == 19 + addresses.LONGEST_AVOIDED
+    for _ in range(8):
+        found.failed(a, 200.0)
+        (looked_at,) = found.to_look_at(1_000.0)
+        assert looked_at is a
+    found.failed(a, 200.0)
+    assert a.look_at == 200.0 + addresses.LONGEST_AVOIDED
     found.answered(a)
     assert "a" in names(found, 3, spread=True) and names(found, 1, spread=False) == "b"
     found.failed(b, 0.0)
     assert names(found, 2, spread=False) == "cc"
+
+
+def test_many_requests_that_fail_at_once_are_one_failure():
+    found = three()
+    for _ in range(100):
+        found.failed(found.known[0], 100.0)
+    assert found.known[0].look_at == 100.0 + addresses.AVOIDED
 
 
 @pytest.mark.parametrize("spread", [True, False])

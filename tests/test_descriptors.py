@@ -1,5 +1,6 @@
 """Few open files: what does not fit is refused in words, and what finds no file to open is not damaged."""
 
+import asyncio
 import os
 import resource
 import sqlite3
@@ -12,10 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.storage import GRAPHS, exact_parameters, opened, spec, upsert, write
+from support.states import collection
+from support.storage import GRAPHS, ME, SMALL, Alone, exact_parameters, opened, spec, upsert, write
 from veccluster.decisions import descriptors
 from veccluster.errors import StorageCorrupt, Unavailable
-from veccluster.model.state import NodeId
+from veccluster.model.limits import Limits
+from veccluster.model.state import NodeId, ShardId
+from veccluster_node.host import Files, ShardHost
+from veccluster_node.memory import MemoryGuard
 from veccluster_node.storage import files
 from veccluster_node.storage.idle import Idle
 from veccluster_node.storage.replica import Query
@@ -80,7 +85,7 @@ def files_left(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_shard_that_finds_too_few_files_to_open_is_not_taken_for_damaged(tmp_path) -> None:
+def test_a_shard_that_finds_too_few_files_to_open_is_not_taken_for_damaged(tmp_path, capsys) -> None:
     of, rows = spec(8, index=exact_parameters()), np.random.default_rng(0).standard_normal((200, 8))
     with opened(tmp_path / "s", of, GRAPHS) as replica:
         write(replica, [upsert(f"id-{n}", v) for n, v in enumerate(rows)])
@@ -102,7 +107,24 @@ def test_a_shard_that_finds_too_few_files_to_open_is_not_taken_for_damaged(tmp_p
             replica.scrub(1e9)
         assert not isinstance(refusal.value, StorageCorrupt)
         assert (replica.issues, replica.damaged, replica.read_only) == ((), None, None)
+    assert "damaged" not in capsys.readouterr().out, "nor is it said to be"
     assert not [p for p in (tmp_path / "s").rglob("*") if "damaged" in p.name or "suspect" in p.name]
+
+
+async def test_a_node_opens_no_more_shards_than_fit_however_many_are_to_be_opened_at_once(tmp_path) -> None:
+    memory, around = MemoryGuard(0.8), Alone()
+    host = ShardHost(tmp_path, SMALL, Limits(), memory, around, threads=2, files=Files(256, 1024))
+    words, shards = collection("words", 12), [ShardId("uuid-words", n) for n in range(12)]
+    opened = await asyncio.gather(*(host.open(i, words, ME) for i in shards), return_exceptions=True)
+    refused = [i for i, error in zip(shards, opened, strict=True) if error]
+    assert (len(refused), host.room()) == (3, 0)
+    assert all("let it open 512 (ulimit -n)" in str(error) for error in opened if error)
+    await host.delete(next(i for i in shards if i not in refused))
+    assert host.room() == 1
+    await host.open(refused[0], words, ME)
+    assert sorted(i for i, local in host.local().items() if local.is_open) == sorted(host.standings())
+    assert len(host.standings()) == 9
+    await host.close()
 
 
 def test_connections_that_are_kept_are_bounded_over_all_shards() -> None:

@@ -1,7 +1,7 @@
 """An etcd that goes back to an older state: it is found out, written down, and nothing of before holds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ HOWS = ["snapshot", "same-cluster", "copy"]
 
 
 @pytest.fixture
-def etcd() -> EtcdCluster:
+def etcd() -> Iterator[EtcdCluster]:
     with EtcdCluster(1) as cluster:
         yield cluster
 
@@ -179,10 +179,7 @@ async def test_decisions_are_recalled_before_others_are_made(etcd: EtcdCluster, 
         term = store.begin(await Election(client, store.keys.leader + "y", await store.grant(60), b"n0").campaign())
         await store.recall_decision("c", two, fenced_by=term)
         await store.allow_decisions(["c"], fenced_by=term)
-        async with asyncio.timeout(5):
-            while not store.may_decide or not store.batches("c").forgotten:
-                await changed.wait()
-                changed.clear()
+        assert await store.wait_until(lambda _: store.may_decide, timeout=5)
         assert await store.decide("c", dropped, store.batches("c").forgotten) == two
         late = Decision(Batch("late", 1), Verdict.applied, {0: Seq(1)})
         assert not isinstance(await store.decide("c", late, NO_REVISION), Decision), "proposed by what was known before"

@@ -174,7 +174,7 @@ def test_a_read_that_nobody_waits_for_any_more_stops_soon(large, what) -> None:
         stop.tell()
         with pytest.raises(Abandoned):
             reading.result(30)
-        assert time.monotonic() - began < 1.0  # 0.1 s where nothing else runs
+        assert time.monotonic() - began < 3.0  # 0.1 s where nothing else runs; to its end it would take 10 and more
     assert large.count() == 4000, "its connection is good for the next"
     assert len(large.search(Query(large.vectors[:1], 3, filter=filters.parse({"$id": "id-0"})))[0]) == 1
 

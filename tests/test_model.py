@@ -9,16 +9,20 @@ from model.stories import STORIES
 from simulation.mutations import MUTATIONS
 
 DEVIATES_AT = {
-    "NoFence": 1,
+    "NoFence": 13,
     "PromiseBeforeSync": 1,
     "Stubborn": 1,
-    "PromoteAnyone": 1,
-    "AnyDisk": 3,
+    "PromoteAnyone": 7,
+    "AnyDisk": 7,
     "BlindLeader": 9,
     "NoCut": 11,
     "LeaveFirst": 5,
-    "HandOverToAnyone": 1,
-    "AnyDiskAnswers": 11,
+    "HandOverToAnyone": 3,
+    "AnyDiskAnswers": 22,
+    "AnyPrimary": 1,
+    "PrimaryAcksBeforeSync": 2,
+    "ShrinkToOne": 1,
+    "OldName": 3,
 }
 """A seed of the simulation in which code without the rule leaves the model; 0 where none is named."""
 

@@ -381,7 +381,11 @@ def test_a_crash_while_rows_are_made_anew_only_means_beginning_again(copy):
         assert replica.build(30)
         model = {i: (s.vector, s.metadata) for i in [*model, "last"] for s in replica.get([i])}
     (path / "records.sqlite").unlink()
-    with pytest.raises(OSError), failpoints.armed("records.restore=1*error:EIO"), opened(path, SPEC, SMALL):
+    with (
+        pytest.raises(Unavailable, match="cannot be opened now"),
+        failpoints.armed("records.restore=1*error:EIO"),
+        opened(path, SPEC, SMALL),
+    ):
         pass
     with opened(path, SPEC, SMALL) as replica:
         check_holds(replica, model)
@@ -543,7 +547,7 @@ def test_a_disk_that_cannot_be_read_makes_reads_unavailable_until_it_can(tmp_pat
             lambda: snapshots.export(tmp_path / "s", tmp_path / "out"),
         )
         for read in reads:
-            with pytest.raises(Unavailable, match=r"^the disk failed: unable to open database file$"):
+            with pytest.raises(Unavailable, match=r"^its rows cannot be opened now: unable to open database file$"):
                 read()
         away.rename(rows)
         assert replica.get(["a"])[0].id == "a"

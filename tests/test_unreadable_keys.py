@@ -129,7 +129,9 @@ def test_nodes_go_on_and_start_with_keys_that_make_no_sense() -> None:
         client.upsert("words", ["a"], [[1.0, 2.0, 3.0, 4.0]])
         nodes.wait_healthy()
         prefix = f"/veccluster/default/{nodes.name}/"
-        evil = {"nodes/evil": "{}", f"shards/{made.details['uuid']}/0": "[]", "atomic/x/decisions/y/1": "{}"}
+        record = prefix + f"shards/{made.details['uuid']}/0"
+        before = nodes.etcd.ctl("get", record, "--print-value-only").strip()
+        evil = {"nodes/evil": "{}", record.removeprefix(prefix): "[]", "atomic/x/decisions/y/1": "{}"}
         evil |= {"nodes/n1": '{"id": 7}', "collections/odd": "null", "shards/x/y": "{}", "history": "what"}
         for path, value in evil.items():
             nodes.etcd.ctl("put", prefix + path, value)
@@ -142,6 +144,8 @@ def test_nodes_go_on_and_start_with_keys_that_make_no_sense() -> None:
         client.create_collection("more", dimension=4, metric="l2", shards=2, replication_factor=3)
         client.upsert("more", ["a"], [[1.0, 2.0, 3.0, 4.0]])
         for path in evil:
-            if path.startswith(("nodes/evil", "atomic", "collections", "shards/x")):
+            if path.startswith(("nodes/evil", "atomic", "collections", "shards/x/")):
                 nodes.etcd.ctl("del", prefix + path)
+        nodes.etcd.ctl("put", record, before)  # nobody could change it meanwhile; who has started since waits for it
+        nodes.wait_healthy()
         assert client.get("words", "b", consistency="strong").id == "b"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from yarl import URL
 
 from veccluster.client import Client
-from veccluster.client.transport import Addresses
+from veccluster.client.addresses import Addresses
 from veccluster.errors import Unreachable
 from veccluster_cli.output import remark
 
@@ -28,31 +28,18 @@ class TellingClient(Client):
     def __init__(self, servers: Sequence[str], *, timeout: float) -> None:
         """As `Client`."""
         addresses = Addresses.parse(servers)
-        require_somebody(addresses.urls, min(timeout, CONNECT_SECONDS))
+        require_somebody([address.url for address in addresses.known], min(timeout, CONNECT_SECONDS))
         super().__init__(servers, timeout=timeout)
         self._waits_for = f"{addresses}; each request is repeated for up to {timeout:g} s"
-        self._timer: threading.Timer | None = None
-
-    def heard(self) -> None:
-        """Part of a longer call was answered."""
-        self._stop_timer()
-        self._start_timer()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        self._start_timer()
+        timer = threading.Timer(SILENT_SECONDS, remark, [f"Waiting for an answer from {self._waits_for}."])
+        timer.daemon = True
+        timer.start()
         try:
             return super()._run(work)
         finally:
-            self._stop_timer()
-
-    def _start_timer(self) -> None:
-        self._timer = threading.Timer(SILENT_SECONDS, remark, [f"Waiting for an answer from {self._waits_for}."])
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+            timer.cancel()
 
 
 def require_somebody(urls: Sequence[URL], timeout: float) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -25,8 +25,6 @@ from veccluster_cli.columns import Asked, roles_of, rows_from_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from veccluster.client.arrow import Source
 
 Kind = Literal["ndjson", "arrow", "csv", "parquet", "npy"]
 T = TypeVar("T")
@@ -55,7 +53,7 @@ _ITEM_FIELDS = {"id", "vector", "metadata"}
 class FileSource:
     """Rows to be uploaded, and what the file says about their collection."""
 
-    rows: "Source"
+    rows: Iterable[Rows]
     dimension: int
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,13 +143,7 @@ def _source(rows: Iterator[Rows], settings: Mapping[str, Any] | None = None) -> 
     first = next(rows, None)
     if first is None:
         return FileSource((), 0, settings or {})
-
-    def pieces() -> Iterator[Any]:
-        yield first.ids, first.vectors, first.metadata
-        for piece in rows:
-            yield piece.ids, piece.vectors, piece.metadata
-
-    return FileSource(pieces(), first.vectors.shape[1], settings or {})
+    return FileSource(chain([first], rows), first.vectors.shape[1], settings or {})
 
 
 def _ndjson_rows(data: IO[bytes]) -> Iterator[Rows]:

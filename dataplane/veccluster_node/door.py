@@ -134,7 +134,7 @@ class Door:
     def _make_room(self, idle: float) -> bool:
         """Close one connection that has asked nothing for so many seconds; first one that never asked anything."""
         now = time.monotonic()
-        useless = [g for g in self._guards.values() if not g.is_busy and now - g.since >= idle]
+        useless = [g for g in self._guards.values() if g.asks_nothing(now) and now - g.since >= idle]
         if not useless:
             return False
         if now >= self._said + 60:
@@ -185,6 +185,11 @@ class Guard(asyncio.Protocol):
         self.since = time.monotonic()
 
     # -- time
+
+    def asks_nothing(self, now: float) -> bool:
+        """Whether no request is under way on it, nor likely to be in a moment."""
+        comes = self._heard and self._head_since is not None and now - self._head_since < YOUNG
+        return not self.is_busy and not comes
 
     def look(self, now: float, head_time: float) -> None:
         """Close the connection if its time is over."""

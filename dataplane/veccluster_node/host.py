@@ -151,6 +151,8 @@ class ShardHost:
         make_directory(self._dir)
         for half_deleted in self._dir.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
+        self._coming = 0
+        """How many are being opened."""
         self._on_disk = self._listed()
         self._changes = 0
         """How often this process itself has changed what is there."""
@@ -186,7 +188,8 @@ class ShardHost:
 
     def room(self) -> int:
         """How many more shards may be open, by the files that this process may open."""
-        return max(0, descriptors.shards(self._files.limit, self._files.connections) - len(self._hosted))
+        most = descriptors.shards(self._files.limit, self._files.connections)
+        return max(0, most - len(self._hosted) - self._coming)
 
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
@@ -200,11 +203,16 @@ class ShardHost:
     async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
         """Open the replica, or create it, as this member; it does nothing before it sees its configuration."""
         async with self._exclusively(shard):
-            if why := descriptors.too_many_here(len(self._hosted), self._files.limit, self._files.connections):
+            count = len(self._hosted) + self._coming
+            if why := descriptors.too_many_here(count, self._files.limit, self._files.connections):
                 raise InsufficientStorage(why)
             self._note_directory(shard, is_there=True)
-            replica = await self._lanes.opening.run(lambda _: self._opened(shard, collection, member))
-            self._hosted[shard] = Hosted(replica, collection)
+            self._coming += 1
+            try:
+                replica = await self._lanes.opening.run(lambda _: self._opened(shard, collection, member))
+                self._hosted[shard] = Hosted(replica, collection)
+            finally:
+                self._coming -= 1
 
     async def inspect(self, shard: ShardId, collection: Collection, member: Member) -> Inspection | None:
         """How far the copy that is here has come, in use or not; None if there is none."""

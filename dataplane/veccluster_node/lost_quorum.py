@@ -116,10 +116,10 @@ class LostQuorum:
             return m.CopyReport(member, busy=f"cannot look at its copy now ({error.detail})")
         return m.CopyReport(member, _told(found) if found else None)
 
-    async def report(self, node: NodeId, shard: ShardId) -> m.CopyReport | None:
+    async def report(self, node: NodeId, shard: ShardId, *, timeout: float = PATIENCE) -> m.CopyReport | None:
         """What a node says of a shard; None if it gives no answer."""
         try:
-            return await self._peers.call(node, m.GetCopy(shard=shard), timeout=PATIENCE)
+            return await self._peers.call(node, m.GetCopy(shard=shard), timeout=timeout)
         except VecClusterError as error:
             log.info("copy_not_reported", node=node, shard=str(shard), reason=error.detail)
             return None

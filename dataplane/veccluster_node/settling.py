@@ -29,7 +29,7 @@ LOOK_EVERY = 0.5
 GRACE = 5.0
 """Seconds that nodes are given to register again before a shard is settled that nobody serves."""
 PATIENCE = 5.0
-"""Seconds for a node to say which batches it knows to be decided."""
+"""Seconds for a node to say what it knows; one that takes longer is asked again."""
 AT_ONCE = 16
 """Shards about which all nodes are asked at a time."""
 
@@ -99,15 +99,15 @@ class Settling:
 
     async def _ask(self, shard: ShardId, state: ClusterState) -> Mapping[NodeId, Heard | None]:
         nodes = self._nodes(state)
-        reports = await asyncio.gather(*(self._asking.report(node, shard) for node in nodes))
+        reports = await asyncio.gather(*(self._asking.report(node, shard, timeout=PATIENCE) for node in nodes))
         return {n: self._heard(r, state) for n, r in zip(nodes, reports, strict=True)}
 
     def _heard(self, report: m.CopyReport | None, state: ClusterState) -> Heard | None:
         """None also from a node that is busy, or does not know yet that another history has begun."""
         if report is None or report.busy or report.history != state.history.id:
             return None
-        known = report.known
-        return Heard(report.member, copy_of(report), known and _configuration(known), report.serves)
+        known = _configuration(report.known) if report.known else None
+        return Heard(report.member, copy_of(report), known, report.serves)
 
     # Batches over several shards (15)
 

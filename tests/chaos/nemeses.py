@@ -417,7 +417,7 @@ def oversized_delete(scene: Scene) -> None:
     if victim:
         scene.rest(0.7, 2)
         victim.start()
-    left = _insist("POST", urls, f"/v1/collections/{LARGE}/count?consistency=strong", {})["count"]
+    left = _insist("POST", urls, f"/v1/collections/{LARGE}/count", {"consistency": "strong"})["count"]
     if left != 1 or said["deleted"] != LONG_IDS:
         scene.did(f"BROKEN: {left} vectors are left where 1 should be, after {said}")
 

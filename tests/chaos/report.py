@@ -102,6 +102,15 @@ FIGURES = (
         "make chaos NEMESIS=etcd-away CYCLES=1 DURATION=600", "etcd-away", 1, _etcd, duration=600,
     ),
     Figure(
+        "50 times etcd goes back to a snapshot or an older disk: writes lost; back in order unaided", "0; all",
+        "make chaos NEMESIS=etcd-restore CYCLES=50", "etcd-restore", 50,
+        lambda t: f"{t.lost} of {t.acknowledged}; {t.cycles - t.unrecovered} of {t.cycles}",
+    ),
+    Figure(
+        "50 times keys in etcd that make no sense: writes lost", "0",
+        "make chaos NEMESIS=bad-key CYCLES=50", "bad-key", 50, _lost,
+    ),
+    Figure(
         "100,000 damaged logs (torn, flipped): crash, hang, silent loss", "0",
         "make chaos NEMESIS=logs CYCLES=100000", "logs", 100_000, lambda t: f"{t.violations} of {t.cycles}",
     ),

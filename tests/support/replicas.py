@@ -30,6 +30,7 @@ from veccluster.model.state import (
 )
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Peers
+from veccluster_node.peer.proofs import Secret
 from veccluster_node.query.coordinator import Coordinator
 
 _decoder = msgspec.msgpack.Decoder(m.AnyRequest)
@@ -225,7 +226,7 @@ class FakeCluster:
     def coordinator(self, at: int, *, read_timeout: float = 5.0, write_timeout: float = 5.0) -> Coordinator:
         """One on node `at`, whose own replicas it asks without a socket."""
         node = self.nodes[at]
-        peers = Peers(node.id, node.handle, lambda: self.state.nodes)
+        peers = Peers(node.id, node.handle, lambda: self.state.nodes, Secret())
         self._peers.append(peers)
         return Coordinator(
             node.id, lambda: self.state, self.wait, peers, read_timeout=read_timeout, write_timeout=write_timeout

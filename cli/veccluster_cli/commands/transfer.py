@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from veccluster.client import Progress
 from veccluster.errors import InvalidRequest, NotFound, VecClusterError
 from veccluster_cli import files, sources
 from veccluster_cli.columns import Asked
@@ -102,24 +101,19 @@ def import_(
     asked = _asked(kind, delimiter, ids, **columns)
     stored = 0
     with client_of(servers, timeout) as client:
-
-        def advance(progress: Progress) -> None:
-            nonlocal stored
-            stored = progress.done
-            client.heard()
-            bar.update(stored)
-
         try:
             with sources.opened(file, kind, asked, delimiter=delimiter, ids=ids) as source:
                 if create:
                     settings = {**source.settings, **without_none({"metric": metric})}
                     client.create_collection(collection, source.dimension, **settings)
                 with progress_bar(f"Importing into {collection}") as bar:
-                    done = client.upload(collection, source.rows, progress=advance)
+                    for piece in source.rows:  # read here: the client's thread is to be free for an interrupt
+                        stored += client.upload(collection, [(piece.ids, piece.vectors, piece.metadata)]).upserted
+                        bar.update(stored)
         except BaseException as error:
-            _say_what_is_stored(max(stored, _stored_of(error)), error)
+            _say_what_is_stored(stored + _stored_of(error, stored), error)
             raise
-    print_one({"upserted": done.upserted}, form)
+    print_one({"upserted": stored}, form)
 
 
 def _asked(
@@ -145,8 +139,14 @@ def _asked(
     return Asked(id_column or "id", vector_columns or ("vector",), text_columns)
 
 
-def _stored_of(error: BaseException) -> int:
-    return int(error.extra.get("stored", 0)) if isinstance(error, VecClusterError) else 0
+def _stored_of(error: BaseException, before: int) -> int:
+    """How many rows of the piece that failed are stored; what the error says of its rows is made to be of the file."""
+    if not isinstance(error, VecClusterError):
+        return 0
+    for item in error.extra.get("errors", ()):
+        if isinstance(item.get("index"), int) and "stored" in error.extra:  # else the piece was never sent
+            item["index"] += before
+    return int(error.extra.get("stored", 0))
 
 
 def _say_what_is_stored(rows: int, error: BaseException) -> None:

@@ -29,7 +29,7 @@ class Address:
     turn: int = 0
     """When it was last asked, in turns."""
     failures: int = 0
-    """Since it last answered: requests, and looks at it."""
+    """Since it last answered: a request, and every look at it."""
     failed: int = 0
     """When it last failed, in turns."""
     look_at: float = 0.0
@@ -81,9 +81,11 @@ class Addresses:
         address.failures = 0
 
     def failed(self, address: Address, now: float) -> None:
-        """It gave no answer, or none that is of use."""
+        """It gave no answer, or none that is of use; many requests that fail at once say that once."""
         self._turn += 1
         address.failed = self._turn
+        if address.failures and now < address.look_at < float("inf"):
+            return
         address.failures += 1
         address.look_at = now + backoff.pause(AVOIDED, address.failures, LONGEST_AVOIDED)
 

@@ -140,7 +140,7 @@ def decide(shard: ShardId, now: Configuration, wanted: int, answers: Answers, *,
         silent=tuple(sorted(n for n, a in answers.items() if isinstance(a, Silence))),
     )
     able = usable or [c for c in others if not c.trouble][:1]
-    if why := _why_not(now, answers, usable, able):
+    if why := _why_not(now, answers, usable, able, outdated=outdated):
         return replace(plan, refusal=why)
     target = _target(now, able, found, LEAP if outdated else 1)
     chosen = next(c for c in able if c.member == target.primary)
@@ -178,9 +178,11 @@ def _why_missing(member: Member, answer: Answer | Silence | None) -> str:
     return f"has a copy that cannot be relied on: {answer.copy.trouble or answer.copy.doubt}"
 
 
-def _why_not(now: Configuration, answers: Answers, usable: list[Copy], able: list[Copy]) -> str | None:
+def _why_not(
+    now: Configuration, answers: Answers, usable: list[Copy], able: list[Copy], *, outdated: bool
+) -> str | None:
     """Why nothing is to be done, or not yet."""
-    if now.epoch == FIRST_EPOCH:
+    if now.epoch == FIRST_EPOCH and not outdated:
         return "it was never opened and holds nothing; the leader gives it to nodes that are there"
     if len(usable) >= now.min_in_sync:
         return (

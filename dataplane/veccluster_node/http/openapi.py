@@ -229,8 +229,9 @@ _ERRORS: Final[Mapping[int, str]] = {
     404: "There is no such collection, or vector.",
     406: "The reply cannot be given in any of the types in Accept.",
     408: "The body arrives too slowly, or has stopped arriving.",
-    409: "A collection of this name exists and differs; or a shard's loss cannot be accepted.",
-    413: "The body is too large.",
+    409: "A collection of this name exists and differs; a shard's loss cannot be accepted; or the operation id is "
+    "older than what is remembered, and nothing was done.",
+    413: "The body is too large, or what it does in one shard.",
     415: "The body is of a type, or compressed in a way, that is not read here.",
     500: "Something unforeseen; `incident` finds it in the node's log.",
     503: "It cannot be done now; the same request may succeed later.",
@@ -360,7 +361,7 @@ def _vectors() -> Json:
                 "NDJSON (an UpsertItem a line) and Arrow (columns id, vector, metadata as JSON text) may be of any "
                 "length and are applied in parts: the reply to one that goes wrong says how many were stored.",
                 {200: _answer("They are stored.", _content("Upserted"), **_TOKEN)},
-                errors=(*_BODY_ERRORS, 504, 507),
+                errors=(*_BODY_ERRORS, 409, 504, 507),
                 parameters=writes,
                 body=_content("Upsert", JSON, NDJSON, ARROW),
             ),
@@ -388,7 +389,7 @@ def _vectors() -> Json:
             "delete": _operation(
                 "Delete a vector.",
                 {200: deleted},
-                errors=(400, 404, 504),
+                errors=(400, 404, 409, 504),
                 parameters=("name", "id", "write", "operation", "session"),
             ),
         },
@@ -412,7 +413,7 @@ def _vectors() -> Json:
             "post": _operation(
                 "Delete vectors by their ids or by a filter.",
                 {200: deleted},
-                errors=(*_BODY_ERRORS, 504),
+                errors=(*_BODY_ERRORS, 409, 504),
                 parameters=writes,
                 body=_content("Delete"),
             ),

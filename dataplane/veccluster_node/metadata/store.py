@@ -148,7 +148,7 @@ class Store:
 
     def _note(self, update: Snapshot | WatchEvents) -> bool:
         """Whether any key changed. Keys about batches are many and short-lived, and apart."""
-        is_anew = isinstance(update, Snapshot)
+        is_anew, decidable = isinstance(update, Snapshot), self._decidable
         if isinstance(update, Snapshot):
             self._note_whose(update)
             self._batches.restart()
@@ -165,7 +165,7 @@ class Store:
             else:
                 others.append((key, now))
         self._book.note(others, update.revision, anew=is_anew)
-        return is_anew or bool(others)
+        return is_anew or bool(others) or decidable != self._decidable
 
     # Whether etcd is what it was
 
@@ -196,27 +196,26 @@ class Store:
                 self._book.trust(written)
             self.went_back, seen = "", replace_fields(seen, history=written)
         elif self._marking is None or self._marking.done():
-            why = self.went_back or "its history is not the one that was written down"
-            self.went_back = why
+            self.went_back = self.went_back or "its history is not the one that was written down"
             self._book.trust(UNTRUSTED)
-            self._marking = asyncio.create_task(self._mark(seen.history, written, why))
+            self._marking = asyncio.create_task(self._mark(seen.history))
         self._seen = replace_fields(seen, revision=max(seen.revision, self.state.revision))
         if self._last_seen:
             self._last_seen.note(self._seen, at_once=records_changed)
 
-    async def _mark(self, known: History, written: History, why: str) -> None:
+    async def _mark(self, known: History) -> None:
         """Write down that another history of etcd has begun; whoever sees it looks anew, also who noticed nothing."""
-        before = dict.fromkeys((*written.before, written.id, *known.before, known.id))
-        history = History(id=uuid4().hex, before=tuple(before), why=why, at=time.time())
-        guard = self._same_history()
-        try:
-            result = await self._client.txn([guard], [Put(self.keys.history, encoding.encode(history))])
-        except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
-            log.warning("history_not_written", reason=error.detail)
-            await asyncio.sleep(PAUSE_AFTER_REFUSAL)
-            return
-        if result.succeeded:
-            log.warning("history_written", history=history.id, reason=why)
+        while why := self.went_back:
+            written = self._book.written_history
+            before = dict.fromkeys((*written.before, written.id, *known.before, known.id))
+            history = History(id=uuid4().hex, before=tuple(before), why=why, at=time.time())
+            put = Put(self.keys.history, encoding.encode(history))
+            try:
+                if (await self._client.txn([self._same_history()], [put])).succeeded:
+                    log.warning("history_written", history=history.id, reason=why)
+            except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
+                log.warning("history_not_written", reason=error.detail)
+            await asyncio.sleep(PAUSE_AFTER_REFUSAL)  # until what is there now is seen
 
     def _same_history(self) -> Compare:
         """Holds as long as etcd is not found to have gone back since what is known here."""

@@ -107,6 +107,7 @@ class Builder:
                 while not self._closing.is_set() and self._step():
                     self._failures, self.problem = 0, None
                 self._tidy()
+                self._failures, self.problem = 0, None  # nothing is left to do
             except Exception as error:  # noqa: BLE001 - whatever it was, nobody else would go on building
                 self._note(error)
                 self._closing.wait(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))

@@ -15,7 +15,7 @@ there are, no more than k of each query are kept for long, and only the index of
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +46,12 @@ _FIRST_FETCH = 128
 _GROWTH = 4
 _AT_ONCE = 20_000
 """Candidates that a graph keeps in all, over the queries that it is asked at once: what takes some 50 ms."""
-_QUERIES = 64
+_QUERIES = 1024
 """Queries that are scanned for at once."""
-_KEPT = 1 << 21
+_KEPT = 1 << 20
 """Candidates that may wait for all the queries being scanned for, until the equally far among them are cut."""
+_ORDERS = 4
+"""Orders by id that one search remembers: where many vectors are equal, most queries want the same."""
 _EQUALS = 256
 """From so many candidates of one block on it is worth a look whether they are equal vectors."""
 _SPARSE = 0.5
@@ -138,19 +140,29 @@ class _Candidates:
         self.distances.append(distances)
 
     def best(self, k: int) -> tuple[U64, F64]:
-        """The k nearest, and whatever is as far as the last of them, by distance."""
+        """The k nearest, and whatever is as far as the last of them, as they came."""
         if not self.seqs:
             return np.zeros(0, np.uint64), np.zeros(0)
         seqs, distances = np.concatenate(self.seqs), np.concatenate(self.distances)
         if len(seqs) > k:
             near = distances <= np.partition(distances, k - 1)[k - 1]
             seqs, distances = seqs[near], distances[near]
-        order = np.argsort(distances, kind="stable")
-        return seqs[order], distances[order]
+        return seqs, distances
 
     def keep(self, seqs: U64, distances: F64) -> None:
         """Forget all but these."""
         self.seqs, self.distances = [seqs], [distances]
+
+
+@dataclass(slots=True, eq=False)
+class _Crowd:
+    """More than k candidates of one query: what is nearer than the last of them, and those that are as far as it."""
+
+    query: int
+    seqs: U64
+    distances: F64
+    farthest: float
+    tied: U64
 
 
 class _Remembered:
@@ -304,7 +316,7 @@ class _Search:
         self.found = [_Candidates() for _ in self.vectors]
         self.waiting = 0
         self.scanned_for: I64 = np.zeros(0, np.int64)
-        self.ordered: tuple[U64, U64] | None = None
+        self.ordered: dict[bytes, U64] = {}
 
     def run(self) -> Results:
         if self.query.filter is None:
@@ -336,32 +348,44 @@ class _Search:
 
     def _settle(self, queries: I64) -> None:
         """Keep no more than k candidates of each query: the nearest, and of the equally far the first by id."""
-        best = {query: self.found[query].best(self.query.k) for query in queries.tolist()}
-        crowded = [query for query, (seqs, _) in best.items() if len(seqs) > self.query.k]
-        if crowded:
-            last = {query: best[query][1] == best[query][1][-1] for query in crowded}
-            rank = self._ranks(np.unique(np.concatenate([best[query][0][last[query]] for query in crowded])))
-            for query in crowded:
-                seqs, distances = best[query]
-                tied = seqs[last[query]]
-                room = self.query.k - (len(seqs) - len(tied))
-                first = tied[np.argpartition(rank(tied), room - 1)[:room]]
-                best[query] = np.concatenate([seqs[~last[query]], first]), distances[: self.query.k]
-        for query, (seqs, distances) in best.items():
+        k = self.query.k
+        crowded: list[_Crowd] = []
+        for query in queries.tolist():
+            seqs, distances = self.found[query].best(k)
+            if len(seqs) > k:
+                last = distances == distances.max()
+                crowd = _Crowd(query, seqs[~last], distances[~last], float(distances.max()), seqs[last])
+                if crowded and np.array_equal(crowded[-1].tied, crowd.tied):
+                    crowd.tied = crowded[-1].tied  # the same equal vectors, mostly
+                crowded.append(crowd)
+                seqs, distances = crowd.seqs, crowd.distances
             self.found[query].keep(seqs, distances)
+        for crowd, first in zip(crowded, self._by_id([c.tied for c in crowded]), strict=True):
+            room = k - len(crowd.seqs)
+            self.found[crowd.query].add(first[:room], np.full(room, crowd.farthest))
         self.waiting = 0
 
-    def _ranks(self, seqs: U64) -> Callable[[U64], I64]:
-        """Says of some of `seqs` where their ids stand among all of theirs."""
-        if self.ordered is None or not np.array_equal(self.ordered[0], seqs):
-            self.ordered = seqs, self.snapshot.by_id(seqs)
-        known, ordered = self.ordered
-        if len(ordered) != len(known):
-            missing = np.setdiff1d(known, ordered)[0]
-            raise StorageCorrupt(f"the row of seq {missing} is missing, although nothing ended it")
+    def _by_id(self, groups: Sequence[U64]) -> Iterator[U64]:
+        """Each of these groups of seqs in the order of their ids; SQL is asked once for all of them."""
+        different = {id(group): group for group in groups}
+        if not different:
+            return
+        known = next(iter(different.values())) if len(different) == 1 else np.concatenate(list(different.values()))
+        known = np.unique(known)
+        key = known.tobytes()
+        if (ordered := self.ordered.get(key)) is None:
+            ordered = self.snapshot.by_id(known)
+            if len(ordered) != len(known):
+                missing = np.setdiff1d(known, ordered)[0]
+                raise StorageCorrupt(f"the row of seq {missing} is missing, although nothing ended it")
+            if len(self.ordered) >= _ORDERS:
+                self.ordered.clear()
+            self.ordered[key] = ordered
         ranks = np.empty(len(known), np.int64)
         ranks[np.searchsorted(known, ordered)] = np.arange(len(ordered))
-        return lambda some: ranks[np.searchsorted(known, some)]
+        sorted_ = {i: group[np.argsort(ranks[np.searchsorted(known, group)])] for i, group in different.items()}
+        for group in groups:
+            yield sorted_[id(group)]
 
     # -- graphs
 
@@ -525,9 +549,10 @@ class _Search:
             proposals[query].append(_Proposal(segment.seqs[rows], distances, horizon))
 
         graph = segment.graph
-        breadth = graph.breadth(fetch) if graph else None
-        if graph is None or breadth is None or fetch * 8 > len(segment):
+        near, far = (graph.breadth(self.query.k), graph.breadth(fetch)) if graph else (None, None)
+        if graph is None or near is None or far is None or fetch * 8 > len(segment):
             return self._scan(segment, queries, block, k=fetch)
+        breadth = max(near, far)
         if self._scan_is_cheaper(graph, fetch * _BREADTH, breadth):
             return self._scan(segment, queries, block, k=fetch)
         for query, rows in self._proposed(segment, graph, queries, fetch * _BREADTH, breadth):

@@ -10,18 +10,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import structlog
-
 from veccluster.errors import StorageCorrupt
-from veccluster_node.storage.files import reason, sync_directory, sync_file
+from veccluster_node.storage.files import sync_directory, sync_file
 from veccluster_node.storage.records import connect, corruption_named
 
 _QUICK = 64 << 20
 """Bytes that are copied at once, whatever it brings."""
 _ROOM = 32 << 20
 _INCREMENTAL = 2
-
-_log = structlog.get_logger(__name__)
 
 
 def renew(path: Path) -> bool:
@@ -38,8 +34,7 @@ def renew(path: Path) -> bool:
             db.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")
             db.execute("VACUUM INTO ?", (str(new.absolute()),))
             ((busy, *_),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except (sqlite3.Error, StorageCorrupt) as error:
-        _log.warning("rows_not_renewed", path=str(path), detail=reason(error))
+    except (sqlite3.Error, StorageCorrupt):
         new.unlink(missing_ok=True)
         return False
     if busy or path.with_name(f"{path.name}-wal").exists():  # it was the last connection, which removes it

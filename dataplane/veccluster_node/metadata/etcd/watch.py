@@ -10,7 +10,7 @@ still on their way (etcd issue 15220).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
@@ -249,7 +249,7 @@ async def _list_patiently(connection: Connection, keys: wire.KeyRange) -> Listin
             await asyncio.sleep(pause(failures))
 
 
-def _note(delivered: dict[str, Revision], events: tuple[Event, ...]) -> None:
+def _note(delivered: MutableMapping[str, Revision], events: tuple[Event, ...]) -> None:
     for event in events:
         if event.now is None:
             delivered.pop(event.key, None)
