@@ -16,7 +16,7 @@ from support.nodes import Nodes
 from veccluster import Client
 from veccluster.errors import CollectionNotFound, MetadataUnavailable, ShardsUnavailable
 from veccluster.model.state import Revision
-from veccluster_node.metadata.etcd import EtcdClient, Event
+from veccluster_etcd import EtcdClient, Event
 
 VECTORS = np.eye(8, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(8)]

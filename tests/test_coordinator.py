@@ -12,10 +12,10 @@ from veccluster import errors
 from veccluster.decisions.replication.atomic import Batch, Decision, Verdict
 from veccluster.decisions.replication.atomic_deciding import GiveUp, Propose
 from veccluster.model.state import ReadConsistency, Revision, Seq, ShardId, WriteConsistency
+from veccluster_node.coordinator.asking import FIRST_WAIT, REMEMBERED, SHORTEST_WAIT, Patience
+from veccluster_node.coordinator.atomic import AtomicWrite
+from veccluster_node.coordinator.coordinator import Coordinator, Reading, SearchPlan
 from veccluster_node.peer import messages as m
-from veccluster_node.query.asking import FIRST_WAIT, REMEMBERED, SHORTEST_WAIT, Patience
-from veccluster_node.query.atomic import AtomicWrite
-from veccluster_node.query.coordinator import Coordinator, Reading, SearchPlan
 
 EVENTUAL, SESSION = Reading(ReadConsistency.eventual, {}), Reading(ReadConsistency.session, {})
 QUORUM, STRONG = Reading(ReadConsistency.quorum, {}), Reading(ReadConsistency.strong, {})

@@ -19,11 +19,11 @@ from veccluster.decisions import descriptors
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.limits import Limits
 from veccluster.model.state import NodeId, ShardId
-from veccluster_node.host import Files, ShardHost
-from veccluster_node.memory import MemoryGuard
-from veccluster_node.storage import files
-from veccluster_node.storage.idle import Idle
-from veccluster_node.storage.replica import Query
+from veccluster_node.engine.idle import Idle
+from veccluster_node.replica.replica import Query
+from veccluster_node.runtime import files
+from veccluster_node.runtime.memory import MemoryGuard
+from veccluster_node.shards.host import Files, ShardHost
 
 LIMITS = st.integers(64, descriptors.ENOUGH)
 

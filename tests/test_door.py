@@ -25,12 +25,12 @@ from test_failover_seen_by_clients import Front
 from veccluster import AsyncClient, errors
 from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
-from veccluster_node import budget, door
 from veccluster_node.http import application, negotiation
 from veccluster_node.http.web_pages import WebPages
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import PATH
 from veccluster_node.peer.server import PeerPort
+from veccluster_node.runtime import budget, door
 
 MIB = 1 << 20
 

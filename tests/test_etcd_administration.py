@@ -8,7 +8,7 @@ import pytest
 from support.etcd import EtcdCluster
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable
 from veccluster.model.etcd import Alarm, AlarmKind, MemberId
-from veccluster_node.metadata.etcd import EtcdClient
+from veccluster_etcd import EtcdClient
 
 QUOTA = 2 << 20
 

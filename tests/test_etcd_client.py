@@ -9,7 +9,7 @@ import pytest
 
 from support.etcd import EtcdCluster, Wire
 from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
-from veccluster_node.metadata.etcd import (
+from veccluster_etcd import (
     Compacted,
     CreateRevision,
     Delete,

@@ -11,7 +11,7 @@ import pytest
 from support.etcd import EtcdCluster
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.state import Revision
-from veccluster_node.metadata.etcd import (
+from veccluster_etcd import (
     CreateRevision,
     DeletePrefix,
     Election,

@@ -10,11 +10,11 @@ import pytest
 
 from support.etcd import EtcdCluster
 from support.managed_etcd import ManagedEtcd
+from veccluster import failpoints
 from veccluster.errors import InvalidSpec
-from veccluster_node.metadata import member, wal
-from veccluster_node.metadata.bootstrap import load
-from veccluster_node.metadata.etcd import EtcdClient
-from veccluster_node.storage import failpoints
+from veccluster_etcd import EtcdClient
+from veccluster_node.etcd_member import member, wal
+from veccluster_node.etcd_member.bootstrap import load
 
 KEYS = 50
 
@@ -201,7 +201,7 @@ async def test_members_speak_tls_to_each_other_and_to_clients():
 def test_the_command_writes_the_file_and_says_what_it_did(tmp_path):
     with ManagedEtcd(1) as etcd:
         told = etcd.bootstrap(0, quota_bytes=5 << 20, something_newer={"a": 1})
-        command = [sys.executable, "-m", "veccluster_node.metadata.member", "--name", "m0", "--config", str(told)]
+        command = [sys.executable, "-m", "veccluster_node.etcd_member.member", "--name", "m0", "--config", str(told)]
         command += ["--data-dir", str(etcd.data(0)), "--out", str(etcd.out(0))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import NO_REVISION, Configuration
 from veccluster.errors import MetadataUnavailable
 from veccluster.model.state import Epoch, Revision, Seq, ShardId
-from veccluster_node.metadata.etcd import Election, EtcdClient, Snapshot, WentBack
+from veccluster_etcd import Election, EtcdClient, Snapshot, WentBack
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.last_seen import LastSeen
 from veccluster_node.metadata.store import Store

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from veccluster.errors import InvalidSpec
 from veccluster.model.state import Revision
-from veccluster_node.metadata.etcd import NO_LEASE, EtcdConfig, Event, KeyValue, Listing
-from veccluster_node.metadata.etcd.listing import next_page
-from veccluster_node.metadata.etcd.members import Rotation
-from veccluster_node.metadata.etcd.verdicts import Verdict, judge, may_repeat
-from veccluster_node.metadata.etcd.watch import differences
-from veccluster_node.metadata.etcd.wire import KeyRange, to_bytes, to_key
+from veccluster_etcd import NO_LEASE, EtcdConfig, Event, KeyValue, Listing
+from veccluster_etcd.listing import next_page
+from veccluster_etcd.members import Rotation
+from veccluster_etcd.verdicts import Verdict, judge, may_repeat
+from veccluster_etcd.watch import differences
+from veccluster_etcd.wire import KeyRange, to_bytes, to_key
 
 LEFT_OPEN = [
     ("UNAVAILABLE", "Socket closed"),

@@ -11,7 +11,7 @@ import trustme
 
 from support.etcd import EtcdCluster
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable
-from veccluster_node.metadata.etcd import Election, EtcdClient, NotAdmitted, Put
+from veccluster_etcd import Election, EtcdClient, NotAdmitted, Put
 
 PASSWORD = "correct horse battery"
 

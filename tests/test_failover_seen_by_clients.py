@@ -24,8 +24,8 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import ReadConsistency, ShardId, WriteConsistency
 from veccluster_node.http import application
-from veccluster_node.measures import Measures
 from veccluster_node.peer import messages as m
+from veccluster_node.runtime.metrics import Measures
 
 FAILOVER = 1.5
 """Seconds until another node is primary."""

@@ -8,7 +8,7 @@ import pytest
 
 from veccluster.decisions.hosting import Kept
 from veccluster.model.state import ShardId
-from veccluster_node.identity import Identity, WrongDirectory, claim
+from veccluster_node.runtime.identity import Identity, WrongDirectory, claim
 
 SHARD = ShardId("uuid", 3)
 

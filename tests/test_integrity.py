@@ -15,9 +15,10 @@ from veccluster.decisions.integrity import RANGE, BeginAnew, Difference, Scrubbe
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import Unavailable
 from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, Seq
-from veccluster_node.storage import digests, scrub
-from veccluster_node.storage.operations import Record, Upsert, encode_batch
-from veccluster_node.storage.records import Records
+from veccluster_node.engine import digests
+from veccluster_node.engine.records import Records
+from veccluster_node.replica import scrub
+from veccluster_node.wal.operations import Record, Upsert, encode_batch
 
 P, F, G = (Member(NodeId(n), Incarnation("disk")) for n in "pfg")
 GOOD, BAD, WORSE = (3, 111), (3, 222), (3, 333)

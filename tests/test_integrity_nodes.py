@@ -15,7 +15,7 @@ from support.cluster import wait_until
 from support.nodes import Nodes, filled, record_of
 from veccluster import Client
 from veccluster.client.results import CollectionInfo
-from veccluster_node.storage.digests import row_hash
+from veccluster_node.engine.digests import row_hash
 
 pytestmark = pytest.mark.e2e
 

@@ -17,7 +17,7 @@ from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import NO_REVISION
 from veccluster.model.cluster import ClusterState, Drop, DroppedBy
 from veccluster.model.state import Epoch, Seq
-from veccluster_node.metadata.etcd import Election, EtcdClient, Term
+from veccluster_etcd import Election, EtcdClient, Term
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 

@@ -8,16 +8,16 @@ import pytest
 from support.one_shard import Shard, replicated
 from support.peers import End, replicate, send_until
 from support.storage import SMALL, opened, upsert
+from veccluster import failpoints
 from veccluster.decisions.filters import parse
 from veccluster.decisions.replication.atomic import Batch
 from veccluster.errors import OutcomeUnknown, PayloadTooLarge
 from veccluster.model.limits import Limits
 from veccluster.model.state import Collection, Metric, Node, NodeId
+from veccluster_node.coordinator.coordinator import Coordinator
 from veccluster_node.peer import links
-from veccluster_node.query.coordinator import Coordinator
-from veccluster_node.storage import failpoints
-from veccluster_node.storage.operations import DeleteWhere, Written, in_parts, size_of
-from veccluster_node.storage.replica import Replica
+from veccluster_node.replica.replica import Replica
+from veccluster_node.wal.operations import DeleteWhere, Written, in_parts, size_of
 
 N1 = NodeId("n1")
 TIGHT = replace(SMALL, record_bytes=4000, delete_bytes=1000, queue_bytes=4500)

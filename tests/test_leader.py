@@ -18,17 +18,17 @@ from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Ve
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Collection, Epoch, Load, Node, NodeId, NodeState, Revision, Seq, Shard, ShardId
-from veccluster_node import leader as leading
-from veccluster_node.leader import campaign_and_lead
-from veccluster_node.measures import Measures
-from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
+from veccluster_etcd import Election, EtcdClient, Lease, Term
+from veccluster_node.cluster import leader as leading
+from veccluster_node.cluster.failure_detector import Watch
+from veccluster_node.cluster.leader import campaign_and_lead
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.proofs import Doorkeeper, Secret
 from veccluster_node.peer.server import PeerPort
-from veccluster_node.watch import Watch
+from veccluster_node.runtime.metrics import Measures
 
 TIMES = Failover.parse({"heartbeat": "100ms", "timeout": "600ms"})
 WORDS = collection("words", 1, factor=3)

@@ -12,10 +12,10 @@ from support.replication import member
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Rejected, Snapshot
 from veccluster.decisions.replication.values import Lineage
 from veccluster.model.state import Epoch, Seq, ShardId
+from veccluster_node.engine.generations import FileInfo
 from veccluster_node.peer import links
 from veccluster_node.peer import wire as format_
-from veccluster_node.storage.generations import FileInfo
-from veccluster_node.storage.snapshots import Offered
+from veccluster_node.replica.snapshots import Offered
 
 ACCEPTED = Accepted(Epoch(3), member(1), Seq(9), 4)
 

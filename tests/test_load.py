@@ -18,13 +18,13 @@ from veccluster.decisions import filters
 from veccluster.decisions.shares import Turns
 from veccluster.errors import ShardsUnavailable, Unavailable
 from veccluster.model.state import NodeId, ReadConsistency, ShardId
+from veccluster_node.coordinator.coordinator import Reading
+from veccluster_node.engine.stopping import Abandoned, Stop
 from veccluster_node.http.abandoned import only_looks
-from veccluster_node.lanes import Lane, Lanes
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
-from veccluster_node.query.coordinator import Reading
-from veccluster_node.storage.replica import Delete, DeleteWhere, Query
-from veccluster_node.storage.stopping import Abandoned, Stop
+from veccluster_node.replica.replica import Delete, DeleteWhere, Query
+from veccluster_node.shards.lanes import Lane, Lanes
 
 SOON = 5.0
 """Seconds that a test waits for what takes a tenth of one on a machine that does nothing else."""

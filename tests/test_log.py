@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
+from veccluster import failpoints
 from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
-from veccluster_node.storage import epochs, failpoints
-from veccluster_node.storage import log as log_module
-from veccluster_node.storage.log import Log
-from veccluster_node.storage.operations import Record
+from veccluster_node.wal import epochs
+from veccluster_node.wal import log as log_module
+from veccluster_node.wal.log import Log
+from veccluster_node.wal.operations import Record
 
 
 def records(first, count, *, each=1, size=40, seed=3):

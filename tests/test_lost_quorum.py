@@ -16,10 +16,10 @@ from veccluster.decisions.replication.values import Configuration, Position
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Epoch, NodeId, Seq, ShardId
-from veccluster_node.identity import Identity, claim
-from veccluster_node.lost_quorum import LostQuorum
+from veccluster_node.cluster.lost_quorum import LostQuorum
 from veccluster_node.peer import messages as m
-from veccluster_node.storage.inspection import Inspection
+from veccluster_node.replica.inspection import Inspection
+from veccluster_node.runtime.identity import Identity, claim
 
 SHARD = SHARDS[0]
 RECORD = configuration(0, 1, 2, epoch=Epoch(5), min_in_sync=2, replicas=3)

@@ -20,9 +20,9 @@ from support.etcd import EtcdCluster
 from support.nodes import Nodes
 from veccluster.errors import InvalidSpec
 from veccluster.model.state import Node
-from veccluster_node import zone
-from veccluster_node.config import host_port, load
-from veccluster_node.metadata.etcd import EtcdConfig
+from veccluster_etcd import EtcdConfig
+from veccluster_node.node import zone
+from veccluster_node.runtime.config import host_port, load
 
 VECTORS = np.eye(8, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(8)]

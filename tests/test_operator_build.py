@@ -11,8 +11,8 @@ from support.podsecurity import containers, violations
 from support.vecclusters import CONTEXT, EXTERNAL, built, cluster, container, data_pod, pod_of
 from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecClusterSpec
+from veccluster_node.etcd_member import bootstrap
 from veccluster_node.main import PEER_HOST
-from veccluster_node.metadata import bootstrap
 from veccluster_operator.build import (
     client_endpoints,
     etcd_endpoints,

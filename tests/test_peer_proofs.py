@@ -14,7 +14,7 @@ from veccluster.decisions.replication.events import Received
 from veccluster.decisions.replication.messages import Accepted
 from veccluster.errors import Unavailable
 from veccluster.model.state import Epoch, Node, NodeId, Seq, ShardId
-from veccluster_node.metadata.etcd import EtcdClient
+from veccluster_etcd import EtcdClient
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import links, snapshots, wire

@@ -13,9 +13,9 @@ from support.nodes import FAST, Nodes
 from support.states import collection, load, node, shard
 from veccluster.decisions.publishing import EVERY, STEP, URGENT_EVERY, pause
 from veccluster.model.state import Load, NodeId, ReadOnly, Revision
+from veccluster_etcd import NO_LEASE, KeyValue
 from veccluster_node.metadata import book as books
 from veccluster_node.metadata.book import Book
-from veccluster_node.metadata.etcd import NO_LEASE, KeyValue
 from veccluster_node.metadata.keys import Keys, encode, encode_shard
 
 TOLD = load(NodeId("n0"))

@@ -16,10 +16,10 @@ from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt
 from veccluster.model.cluster import ClusterState, Drop
 from veccluster.model.state import Collection, Epoch, Incarnation, Member, NodeId, Revision, Shard, ShardId
-from veccluster_node.identity import Identity, claim
-from veccluster_node.measures import Measures
 from veccluster_node.metadata.store import NOTHING_KNOWN, Store
-from veccluster_node.reconcile import FIRST_PAUSE, Reconciler
+from veccluster_node.runtime.identity import Identity, claim
+from veccluster_node.runtime.metrics import Measures
+from veccluster_node.shards.reconciler import FIRST_PAUSE, Reconciler
 
 ME, OTHER = node(0), node(1)
 WORDS = collection("words", 1)

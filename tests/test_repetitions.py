@@ -17,9 +17,9 @@ from veccluster.decisions import repetitions
 from veccluster.decisions.repetitions import AHEAD, FARTHEST, KEPT_FOR, SECOND
 from veccluster.decisions.replication.atomic import Batch
 from veccluster.errors import OperationForgotten
-from veccluster_node.storage.operations import Written
-from veccluster_node.storage.records import ROWS, SUSPECT
-from veccluster_node.storage.replica import Replica
+from veccluster_node.engine.records import ROWS, SUSPECT
+from veccluster_node.replica.replica import Replica
+from veccluster_node.wal.operations import Written
 
 FEW = replace(SMALL, operations_kept=10)
 MINUTE = 60 * SECOND

@@ -11,12 +11,13 @@ import structlog
 from support.peers import SHARD, End, header
 from support.storage import SMALL, opened, upsert, write
 from veccluster.errors import StorageCorrupt, Unavailable
+from veccluster_node.engine import partial
+from veccluster_node.engine.generations import FileInfo
+from veccluster_node.engine.partial import PART
+from veccluster_node.engine.records import ROWS
 from veccluster_node.peer import snapshots as transfers
-from veccluster_node.storage import partial, snapshots
-from veccluster_node.storage.files import sha256, tree_size
-from veccluster_node.storage.generations import FileInfo
-from veccluster_node.storage.partial import PART
-from veccluster_node.storage.records import ROWS
+from veccluster_node.replica import snapshots
+from veccluster_node.runtime.files import sha256, tree_size
 
 NOISE = 50_000
 

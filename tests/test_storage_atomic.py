@@ -16,18 +16,11 @@ from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.errors import InvalidRequest, NotPrimary, StorageCorrupt
 from veccluster.model.limits import Limits
 from veccluster.model.state import IndexParameters, Metric, NodeId, Revision, Seq, WriteConsistency
-from veccluster_node.storage import build, snapshots
-from veccluster_node.storage.operations import (
-    Decide,
-    DeleteWhere,
-    Nothing,
-    Prepare,
-    Record,
-    encode_batch,
-    encode_content,
-)
-from veccluster_node.storage.records import ROWS, Records, Snapshots
-from veccluster_node.storage.replica import Replica
+from veccluster_node.engine import build
+from veccluster_node.engine.records import ROWS, Records, Snapshots
+from veccluster_node.replica import snapshots
+from veccluster_node.replica.replica import Replica
+from veccluster_node.wal.operations import Decide, DeleteWhere, Nothing, Prepare, Record, encode_batch, encode_content
 
 N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
 ONE = Batch("one", 1)

@@ -12,14 +12,16 @@ import pytest
 import structlog
 
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
+from veccluster import failpoints
 from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import InsufficientStorage, OutcomeUnknown, StorageCorrupt, Unavailable
-from veccluster_node.storage import builder, epochs, failpoints, snapshots
-from veccluster_node.storage.log import Log
-from veccluster_node.storage.operations import Record, encode_batch
-from veccluster_node.storage.records import ROWS
-from veccluster_node.storage.recovery import recover
-from veccluster_node.storage.replica import Query
+from veccluster_node.engine.records import ROWS
+from veccluster_node.replica import builder, snapshots
+from veccluster_node.replica.recovery import recover
+from veccluster_node.replica.replica import Query
+from veccluster_node.wal import epochs
+from veccluster_node.wal.log import Log
+from veccluster_node.wal.operations import Record, encode_batch
 
 SPEC = spec(8)
 FILES = ["vectors.f32", "records.arrow", "index.usearch", "manifest.json"]

@@ -9,8 +9,8 @@ import pytest
 
 from support.storage import ME, Alone, delete, opened, spec, upsert, write
 from veccluster.errors import Unavailable
-from veccluster_node.storage.inspection import Inspection
-from veccluster_node.storage.replica import Replica
+from veccluster_node.replica.inspection import Inspection
+from veccluster_node.replica.replica import Replica
 
 VECTORS = np.eye(8, dtype=np.float32)
 

@@ -11,10 +11,10 @@ from support.builds import build_here
 from support.storage import SMALL, Alone, opened, upsert, write
 from veccluster.model.limits import Limits
 from veccluster.model.state import ShardId
-from veccluster_node.host import DOOMED, ShardHost
-from veccluster_node.memory import MemoryGuard
-from veccluster_node.storage import builder, evidence
-from veccluster_node.storage.records import ROWS
+from veccluster_node.engine.records import ROWS
+from veccluster_node.replica import builder, evidence
+from veccluster_node.runtime.memory import MemoryGuard
+from veccluster_node.shards.host import DOOMED, ShardHost
 
 SHARD = ShardId("c0ffee", 0)
 

@@ -11,10 +11,10 @@ import pytest
 
 from support.builds import build_here
 from support.storage import SMALL, check_holds, opened, spec, upsert, write
+from veccluster import failpoints
 from veccluster.errors import Unavailable, VecClusterError
-from veccluster_node.storage import failpoints
-from veccluster_node.storage.log import Log
-from veccluster_node.storage.records import ROWS, Records, Snapshots
+from veccluster_node.engine.records import ROWS, Records, Snapshots
+from veccluster_node.wal.log import Log
 
 SPEC = spec(8)
 SETTINGS = replace(SMALL, segment_size=1 << 11)

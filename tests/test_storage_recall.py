@@ -11,9 +11,9 @@ from support.storage import GRAPHS, clustered, opened, recall, spec, truth, upse
 from veccluster.decisions.filters import parse
 from veccluster.model.limits import Limits
 from veccluster.model.state import IndexParameters, Metric, Precision
-from veccluster_node.storage import search
-from veccluster_node.storage.calibration import TARGET, Calibration, attempts, denser, least, questions
-from veccluster_node.storage.generations import read_manifest
+from veccluster_node.engine import search
+from veccluster_node.engine.calibration import TARGET, Calibration, attempts, denser, least, questions
+from veccluster_node.engine.generations import read_manifest
 
 N, DIMENSION, QUERIES = 3000, 32, 100
 

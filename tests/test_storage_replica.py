@@ -25,7 +25,7 @@ from veccluster.decisions.filters import parse
 from veccluster.errors import InvalidRequest, Unavailable
 from veccluster.model.limits import Limits
 from veccluster.model.state import Metric
-from veccluster_node.storage.replica import Delete, DeleteWhere, Query, Upsert
+from veccluster_node.replica.replica import Delete, DeleteWhere, Query, Upsert
 
 IDS = st.sampled_from([f"id{i}" for i in range(12)] + ["ä", "日本", "a\x00b", "z" * 512])
 VECTORS = st.lists(st.integers(-3, 3), min_size=4, max_size=4).map(lambda v: np.array(v, np.float32))

@@ -10,13 +10,13 @@ import pytest
 
 from support.one_shard import Shard, member, replicated
 from support.storage import SMALL, upsert
+from veccluster import failpoints
 from veccluster.decisions.filters import parse
 from veccluster.errors import NotPrimary, OutcomeUnknown, ReplicaBehind, TooFewReplicas
 from veccluster.model.limits import Limits
 from veccluster.model.state import NodeId, ReadConsistency, Seq, WriteConsistency
-from veccluster_node.storage import failpoints
-from veccluster_node.storage.operations import DeleteWhere, Written
-from veccluster_node.storage.replica import Replica
+from veccluster_node.replica.replica import Replica
+from veccluster_node.wal.operations import DeleteWhere, Written
 
 N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
 

@@ -21,11 +21,11 @@ from veccluster.decisions.generations import (
     room_for,
     that_fits,
 )
-from veccluster_node.storage import builder
-from veccluster_node.storage.files import tree_size
-from veccluster_node.storage.operations import DeleteWhere
-from veccluster_node.storage.records import ROWS
-from veccluster_node.storage.replica import StorageSettings
+from veccluster_node.engine.records import ROWS
+from veccluster_node.replica import builder
+from veccluster_node.replica.replica import StorageSettings
+from veccluster_node.runtime.files import tree_size
+from veccluster_node.wal.operations import DeleteWhere
 
 DIMENSION = 384
 SPEC = spec(DIMENSION)

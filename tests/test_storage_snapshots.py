@@ -14,10 +14,11 @@ from support.storage import GRAPHS, check_holds, delete, opened, upsert, write
 from support.storage_writer import SETTINGS, SPEC, batch, batches_in, model_after
 from veccluster.decisions.replication.values import Lineage, Run
 from veccluster.errors import StorageCorrupt, Unavailable
-from veccluster_node.storage import epochs, snapshots
-from veccluster_node.storage.generations import Shelf
-from veccluster_node.storage.recovery import recover
-from veccluster_node.storage.snapshots import Offered
+from veccluster_node.engine.generations import Shelf
+from veccluster_node.replica import snapshots
+from veccluster_node.replica.recovery import recover
+from veccluster_node.replica.snapshots import Offered
+from veccluster_node.wal import epochs
 
 BATCHES = 90
 
@@ -236,7 +237,7 @@ INSTALLER = """
 import sys
 from pathlib import Path
 import msgspec
-from veccluster_node.storage import snapshots
+from veccluster_node.replica import snapshots
 root = Path(sys.argv[1])
 snapshots.stage(root, msgspec.json.decode(sys.argv[2], type=snapshots.Offered))
 snapshots.finish(root)
@@ -270,7 +271,7 @@ def test_a_crash_after_each_crash_only_means_going_on(exported, other):
     path, offered = exported
     snapshots.verify(receive(path, other), offered)
     snapshots.stage(other, offered)
-    script = "import sys; from pathlib import Path; from veccluster_node.storage import snapshots; " + (
+    script = "import sys; from pathlib import Path; from veccluster_node.replica import snapshots; " + (
         "snapshots.finish(Path(sys.argv[1]))"
     )
     for place in ("snapshot.removed", "snapshot.replace=1-", "snapshot.removed", "snapshot.finish"):

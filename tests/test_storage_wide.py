@@ -8,13 +8,13 @@ from support.storage import GRAPHS, SMALL, delete, opened, recall, spec, truth, 
 from veccluster.decisions.filters import parse
 from veccluster.model.limits import Limits
 from veccluster.model.state import IndexParameters, Metric, Precision
-from veccluster_node.storage import search
-from veccluster_node.storage.calibration import Calibration, Wider, attempts
-from veccluster_node.storage.distance import exact
-from veccluster_node.storage.generations import MANIFEST, Manifest, read_manifest
-from veccluster_node.storage.graph import Draft
-from veccluster_node.storage.replica import Query
-from veccluster_node.storage.twins import first_equals, twins_of
+from veccluster_node.engine import search
+from veccluster_node.engine.calibration import Calibration, Wider, attempts
+from veccluster_node.engine.distance import exact
+from veccluster_node.engine.generations import MANIFEST, Manifest, read_manifest
+from veccluster_node.engine.graph import Draft
+from veccluster_node.engine.twins import first_equals, twins_of
+from veccluster_node.replica.replica import Query
 
 
 def uneven(n: int, dimension: int, seed: int, *, by: float = 1.5) -> np.ndarray:
@@ -102,7 +102,8 @@ def _in_any_order(self, rows, which):
 
 def _build_here(replica, path, monkeypatch):
     """Build in this process, where what was replaced is."""
-    from veccluster_node.storage import build, builder
+    from veccluster_node.engine import build
+    from veccluster_node.replica import builder
 
     class Here(build.Child):
         def run(self) -> None:

@@ -21,15 +21,15 @@ from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Epoch, Load, NodeId, Revision, Seq, Shard, ShardId
-from veccluster_node.leader import campaign_and_lead
-from veccluster_node.measures import Measures
-from veccluster_node.metadata.etcd import Election, EtcdClient, Lease, Term
+from veccluster_etcd import Election, EtcdClient, Lease, Term
+from veccluster_node.cluster.failure_detector import Watch
+from veccluster_node.cluster.leader import campaign_and_lead
 from veccluster_node.metadata.keys import Keys
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.messages import AnyRequest, Reply
 from veccluster_node.peer.proofs import Secret
-from veccluster_node.watch import Watch
+from veccluster_node.runtime.metrics import Measures
 
 SHARD = ShardId("uuid-words", 0)
 

@@ -16,8 +16,8 @@ from veccluster.decisions.replication.messages import Snapshot
 from veccluster.model.state import ShardId
 from veccluster_node.peer import snapshots as transfers
 from veccluster_node.peer.proofs import Introductions, Secret
-from veccluster_node.storage import snapshots
-from veccluster_node.storage.snapshots import INCOMING
+from veccluster_node.replica import snapshots
+from veccluster_node.replica.snapshots import INCOMING
 
 NOISE = 100_000
 """Bytes of metadata of each row, so that a small replica has files of megabytes."""

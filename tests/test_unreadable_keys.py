@@ -13,9 +13,9 @@ from veccluster.decisions.health import judge
 from veccluster.model.cluster import Drop, History
 from veccluster.model.state import Incarnation, NodeState, Revision
 from veccluster.model.status import Health
+from veccluster_etcd import NO_LEASE, KeyValue
 from veccluster_node.metadata.batches import Batches
 from veccluster_node.metadata.book import Book
-from veccluster_node.metadata.etcd import NO_LEASE, KeyValue
 from veccluster_node.metadata.keys import Keys, encode, encode_shard
 
 KEYS = Keys("default", "demo")

@@ -13,8 +13,8 @@ from veccluster.decisions.web_pages import Asked, refusal
 from veccluster.errors import InvalidSpec
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.support import unsupported
-from veccluster_node.config import Etcd, NodeConfig
 from veccluster_node.http.web_pages import WebPages
+from veccluster_node.runtime.config import Etcd, NodeConfig
 
 EVIL, APP = "https://evil.example", "https://app.example"
 JSON = "application/json"

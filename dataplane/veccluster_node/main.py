@@ -21,19 +21,19 @@ import structlog
 from veccluster.decisions import descriptors as shares
 from veccluster.errors import InvalidSpec, VecClusterError
 from veccluster.model.spec import VecClusterSpec
-from veccluster_node import budget, descriptors, logs
-from veccluster_node import config as configuration
-from veccluster_node.config import Address, NodeConfig, host_port
-from veccluster_node.host import Files, Patience, ShardHost
+from veccluster_node.engine.idle import IDLE
 from veccluster_node.http import application
-from veccluster_node.identity import Identity, WrongDirectory, claim
-from veccluster_node.memory import MemoryGuard
-from veccluster_node.node import DataNode
+from veccluster_node.node.data_node import DataNode
+from veccluster_node.node.replication import Replication
+from veccluster_node.node.settings import node_settings, storage_settings
 from veccluster_node.peer.server import HELD
 from veccluster_node.peer.thread import PeerThread
-from veccluster_node.replication import Replication
-from veccluster_node.settings import node_settings, storage_settings
-from veccluster_node.storage.idle import IDLE
+from veccluster_node.runtime import budget, descriptors, logs
+from veccluster_node.runtime import config as configuration
+from veccluster_node.runtime.config import Address, NodeConfig, host_port
+from veccluster_node.runtime.identity import Identity, WrongDirectory, claim
+from veccluster_node.runtime.memory import MemoryGuard
+from veccluster_node.shards.host import Files, Patience, ShardHost
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
 PEER_HOST = "VECCLUSTER_PEER_HOST"

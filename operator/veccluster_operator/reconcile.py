@@ -15,9 +15,9 @@ from typing import Any, assert_never
 
 import structlog
 
+from veccluster import failpoints
 from veccluster.errors import InvalidSpec, Unreachable, VecClusterError
 from veccluster.model.spec import VecCluster
-from veccluster_node.storage import failpoints
 from veccluster_operator.adapters import kube
 from veccluster_operator.adapters.dataplane import DataPlane
 from veccluster_operator.adapters.etcd import Etcd

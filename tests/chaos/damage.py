@@ -20,9 +20,9 @@ import structlog
 from chaos.run import Tally
 from support.storage import GRAPHS, SMALL, check_holds, delete, opened, spec, upsert, write
 from veccluster.errors import StorageCorrupt, Unavailable
-from veccluster_node.storage.log import Log
-from veccluster_node.storage.operations import Record
-from veccluster_node.storage.replica import Query
+from veccluster_node.replica.replica import Query
+from veccluster_node.wal.log import Log
+from veccluster_node.wal.operations import Record
 
 LONGEST = 60
 """Seconds for one case."""

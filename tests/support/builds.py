@@ -2,8 +2,8 @@
 
 import pytest
 
-from veccluster_node.storage import builder
-from veccluster_node.storage.build import Job, run
+from veccluster_node.engine.build import Job, run
+from veccluster_node.replica import builder
 
 
 class Here:

@@ -21,9 +21,10 @@ from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication.journal import Journal, Recovered
 from veccluster.decisions.replication.values import Lineage, Record
 from veccluster.model.state import Epoch, Seq
-from veccluster_node.storage import epochs, operations, snapshots
-from veccluster_node.storage.records import ROWS, Records
-from veccluster_node.storage.recovery import recover
+from veccluster_node.engine.records import ROWS, Records
+from veccluster_node.replica import snapshots
+from veccluster_node.replica.recovery import recover
+from veccluster_node.wal import epochs, operations
 
 SETTINGS = replace(SMALL, segment_size=600)
 KINDS = ["epoch", "append", "append", "append", "cut", "sync", "sync", "settle", "settle", "install"]

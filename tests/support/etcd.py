@@ -26,7 +26,7 @@ import trustme
 
 from support.ending import freeze, kill_at_once
 from support.ports import free_port
-from veccluster_node.metadata.etcd import EtcdConfig
+from veccluster_etcd import EtcdConfig
 
 START_TIMEOUT = 20.0
 """Seconds for all members to be healthy; a loaded machine needs a few."""

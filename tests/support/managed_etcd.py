@@ -18,9 +18,9 @@ import yaml
 from support.etcd import _LAUNCHER, EtcdCluster, binary, free_ports
 from veccluster.decisions.etcd_member import Seen
 from veccluster.model.etcd import EtcdMember, Membership
-from veccluster_node.metadata.bootstrap import load
-from veccluster_node.metadata.etcd import EtcdClient
-from veccluster_node.metadata.member import Preparation, look
+from veccluster_etcd import EtcdClient
+from veccluster_node.etcd_member.bootstrap import load
+from veccluster_node.etcd_member.member import Preparation, look
 
 
 class ManagedEtcd(EtcdCluster):

@@ -13,10 +13,10 @@ from veccluster.decisions.replication.atomic_deciding import Known, made_at
 from veccluster.decisions.replication.messages import Header, Message, Snapshot
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, ShardId
-from veccluster_node.storage import snapshots
-from veccluster_node.storage.replica import Replica
-from veccluster_node.storage.settings import StorageSettings
-from veccluster_node.storage.surroundings import Standing
+from veccluster_node.replica import snapshots
+from veccluster_node.replica.replica import Replica
+from veccluster_node.replica.settings import StorageSettings
+from veccluster_node.replica.surroundings import Standing
 
 TICK = 0.05
 

@@ -28,10 +28,10 @@ from veccluster.model.state import (
     Shard,
     ShardId,
 )
+from veccluster_node.coordinator.coordinator import Coordinator
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Peers
 from veccluster_node.peer.proofs import Secret
-from veccluster_node.query.coordinator import Coordinator
 
 _decoder = msgspec.msgpack.Decoder(m.AnyRequest)
 UUID = "u"

@@ -16,8 +16,8 @@ from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, IndexParameters, Member, Metric, NodeId, Revision, ShardId
-from veccluster_node.storage.operations import Delete, DeleteWhere, Op, Upsert, Written
-from veccluster_node.storage.replica import Query, Replica, ReplicaSpec, StorageSettings
+from veccluster_node.replica.replica import Query, Replica, ReplicaSpec, StorageSettings
+from veccluster_node.wal.operations import Delete, DeleteWhere, Op, Upsert, Written
 
 SMALL = StorageSettings(
     segment_size=1 << 16,

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from support.storage import GRAPHS, open_alone, spec, upsert
-from veccluster_node.storage.replica import Delete, Op, Upsert, Written
+from veccluster_node.replica.replica import Delete, Op, Upsert, Written
 
 SETTINGS = replace(
     GRAPHS,

@@ -3,7 +3,7 @@
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from veccluster_node.shielded import to_its_end
+from veccluster_node.runtime.shielded import to_its_end
 
 _READS = ("/search", "/count")
 """How the paths of requests end that only look although they are POST."""

@@ -29,12 +29,12 @@ from veccluster.model import api
 from veccluster.model.limits import MAX_ERRORS, Limits
 from veccluster.model.state import Collection, Metric, ReadConsistency
 from veccluster.model.validation import did_you_mean, kind_of
-from veccluster_node.budget import UNBOUNDED, WEIGHT, Ticket
 from veccluster_node.http.arrow import ArrowReader, Columns, NotArrow
 from veccluster_node.http.density import has_more_items, has_more_values
 from veccluster_node.http.negotiation import ARROW
 from veccluster_node.http.rows import F32, ITEM, MANY, Item, Making, Mistake, UpsertBatch, read_numbers, unusable
 from veccluster_node.peer.messages import Hit, StoredVector
+from veccluster_node.runtime.budget import UNBOUNDED, WEIGHT, Ticket
 
 M = TypeVar("M", bound=api.Request)
 

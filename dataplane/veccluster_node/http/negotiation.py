@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from veccluster.errors import InvalidRequest, NotAcceptable, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
-from veccluster_node import budget
+from veccluster_node.runtime import budget
 
 if sys.version_info >= (3, 14):
     from compression import zstd

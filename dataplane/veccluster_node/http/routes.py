@@ -35,11 +35,11 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import Collection, NodeState, ReadConsistency, ShardId, WriteConsistency
 from veccluster.model.validation import did_you_mean
+from veccluster_node.coordinator.coordinator import Reading, SearchPlan, Written
 from veccluster_node.http import codecs, negotiation, openapi, recoveries
 from veccluster_node.http.rows import UpsertBatch
-from veccluster_node.node import DataNode
+from veccluster_node.node.data_node import DataNode
 from veccluster_node.peer.messages import ShardReport
-from veccluster_node.query.coordinator import Reading, SearchPlan, Written
 
 T = TypeVar("T")
 

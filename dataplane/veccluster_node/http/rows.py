@@ -23,8 +23,8 @@ from veccluster.model.api import id_problem
 from veccluster.model.limits import MAX_ERRORS, Limits
 from veccluster.model.state import Collection, Metric
 from veccluster.model.validation import did_you_mean, kind_of
+from veccluster_node.engine.distance import MAX_LENGTH, MIN_LENGTH, lengths
 from veccluster_node.http.density import has_more_values
-from veccluster_node.storage.distance import MAX_LENGTH, MIN_LENGTH, lengths
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Numbers: TypeAlias = Sequence[float] | F32

@@ -11,7 +11,7 @@ import msgspec
 from veccluster.decisions.replication.atomic import Batch, Decision, Verdict
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.model.state import Revision, Seq
-from veccluster_node.metadata.etcd.values import KeyValue
+from veccluster_etcd.values import KeyValue
 
 FORGOTTEN = b"{}"
 

@@ -12,7 +12,7 @@ import msgspec
 
 from veccluster.model.cluster import ClusterState, History
 from veccluster.model.state import NodeId, Revision, Shard, ShardId
-from veccluster_node.metadata.etcd.values import KeyValue
+from veccluster_etcd.values import KeyValue
 from veccluster_node.metadata.keys import Kind, Slot, Unreadable, slot_of, value_of
 
 UNTRUSTED = History(id="?")

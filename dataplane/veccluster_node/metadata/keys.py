@@ -29,7 +29,7 @@ from veccluster.decisions.replication.atomic import Batch
 from veccluster.model.cluster import Drop, DroppedBy, History
 from veccluster.model.limits import MAX_SHARDS
 from veccluster.model.state import POINTS, Collection, Load, Node, NodeId, Shard, ShardId
-from veccluster_node.metadata.etcd.values import KeyValue
+from veccluster_etcd.values import KeyValue
 
 T = TypeVar("T")
 

@@ -28,12 +28,8 @@ from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState, Drop, History
 from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
-from veccluster_node.metadata import batches, last_seen
-from veccluster_node.metadata import keys as encoding
-from veccluster_node.metadata.batches import Batches
-from veccluster_node.metadata.book import UNTRUSTED, Book
-from veccluster_node.metadata.etcd import EtcdClient, Lease, Term
-from veccluster_node.metadata.etcd.values import (
+from veccluster_etcd import EtcdClient, Lease, Term
+from veccluster_etcd.values import (
     Compare,
     CreateRevision,
     Delete,
@@ -49,6 +45,10 @@ from veccluster_node.metadata.etcd.values import (
     Value,
     WatchEvents,
 )
+from veccluster_node.metadata import batches, last_seen
+from veccluster_node.metadata import keys as encoding
+from veccluster_node.metadata.batches import Batches
+from veccluster_node.metadata.book import UNTRUSTED, Book
 from veccluster_node.metadata.keys import Keys, Unreadable
 from veccluster_node.metadata.last_seen import LastSeen
 

@@ -15,13 +15,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from veccluster.errors import RequestTimeout, Unavailable, VecClusterError
 from veccluster.model.state import NodeId, ShardId
-from veccluster_node.budget import Budget, Ticket
-from veccluster_node.door import Door, answer_of, connections_for
 from veccluster_node.peer import links, snapshots, wire
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Handler
 from veccluster_node.peer.messages import AnyRequest, is_read
 from veccluster_node.peer.proofs import HELLO, Doorkeeper
-from veccluster_node.shielded import to_its_end
+from veccluster_node.runtime.budget import Budget, Ticket
+from veccluster_node.runtime.door import Door, answer_of, connections_for
+from veccluster_node.runtime.shielded import to_its_end
 
 MAX_BODY = 512 * 1024 * 1024
 """A coordinator's own limits are far below; this only bounds what a stranger could send."""

@@ -21,13 +21,13 @@ from veccluster import backoff
 from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Member, Node, NodeId, ShardId
+from veccluster_node.engine.generations import FileInfo
 from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket
 from veccluster_node.peer.links import Links
 from veccluster_node.peer.proofs import Introductions
 from veccluster_node.peer.wire import SnapshotOffer, SnapshotTaken
-from veccluster_node.storage import snapshots
-from veccluster_node.storage.files import reason, sha256
-from veccluster_node.storage.generations import FileInfo
+from veccluster_node.replica import snapshots
+from veccluster_node.runtime.files import reason, sha256
 
 PATH = "/peer/v1/snapshots"
 RATE = 64 << 20

@@ -18,7 +18,6 @@ from aiohttp import web
 from veccluster.decisions.replication.events import Received
 from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.model.state import Member, Node, NodeId, ShardId
-from veccluster_node.door import DoorSite
 from veccluster_node.peer import wire
 from veccluster_node.peer.client import Handler
 from veccluster_node.peer.links import Links
@@ -26,6 +25,7 @@ from veccluster_node.peer.messages import AnyRequest, Reply
 from veccluster_node.peer.proofs import Doorkeeper, Introductions, Secret
 from veccluster_node.peer.server import HELD, PeerPort
 from veccluster_node.peer.snapshots import RATE, Transfers
+from veccluster_node.runtime.door import DoorSite
 
 SHUTDOWN_TIMEOUT = 10.0
 """Seconds that requests under way are given when the node stops."""

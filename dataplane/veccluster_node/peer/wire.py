@@ -13,7 +13,7 @@ import structlog
 
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Message, Rejected, Replicate
 from veccluster.model.state import ShardId
-from veccluster_node.storage.snapshots import Offered
+from veccluster_node.replica.snapshots import Offered
 
 log = structlog.get_logger(__name__)
 

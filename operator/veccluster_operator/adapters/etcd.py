@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from veccluster.model.etcd import AlarmKind
 from veccluster.model.spec import VecCluster
-from veccluster_node.metadata.etcd import EtcdClient, EtcdConfig
+from veccluster_etcd import EtcdClient, EtcdConfig
 from veccluster_operator.build import etcd_endpoints, etcd_hosts
 from veccluster_operator.decide.observed import Member, Observed
 

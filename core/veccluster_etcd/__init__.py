@@ -1,0 +1,73 @@
+"""An asyncio client of etcd v3 over generated stubs. Values in and out are ours; nothing of protobuf or gRPC leaves."""
+
+from veccluster_etcd.administration import Administration
+from veccluster_etcd.client import EtcdClient
+from veccluster_etcd.config import EtcdConfig
+from veccluster_etcd.connection import NotAdmitted, reason_of
+from veccluster_etcd.election import Election, Term
+from veccluster_etcd.lease import Lease
+from veccluster_etcd.values import (
+    NO_LEASE,
+    Compacted,
+    Compare,
+    CreateRevision,
+    Delete,
+    Deleted,
+    DeletePrefix,
+    EndpointStatus,
+    Event,
+    Found,
+    Get,
+    GetPrefix,
+    KeyValue,
+    LeaseId,
+    Listing,
+    ModRevision,
+    Operation,
+    OperationResult,
+    Put,
+    PutDone,
+    Snapshot,
+    TxnResult,
+    Value,
+    Version,
+    WatchEvents,
+    WentBack,
+)
+
+__all__ = [
+    "NO_LEASE",
+    "Administration",
+    "Compacted",
+    "Compare",
+    "CreateRevision",
+    "Delete",
+    "DeletePrefix",
+    "Deleted",
+    "Election",
+    "EndpointStatus",
+    "EtcdClient",
+    "EtcdConfig",
+    "Event",
+    "Found",
+    "Get",
+    "GetPrefix",
+    "KeyValue",
+    "Lease",
+    "LeaseId",
+    "Listing",
+    "ModRevision",
+    "NotAdmitted",
+    "Operation",
+    "OperationResult",
+    "Put",
+    "PutDone",
+    "Snapshot",
+    "Term",
+    "TxnResult",
+    "Value",
+    "Version",
+    "WatchEvents",
+    "WentBack",
+    "reason_of",
+]

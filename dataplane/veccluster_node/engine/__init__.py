@@ -1,0 +1,1 @@
+"""What searches: rows, generations, graphs, views."""

@@ -1,0 +1,1 @@
+"""`veccluster-etcd-member`: what prepares a member of etcd in its pod."""

@@ -1,0 +1,1 @@
+"""One replica of one shard: how it agrees with the others, recovers, is built and is looked after."""

@@ -1,0 +1,407 @@
+"""One replica of one shard: the whole of storage as the node sees it."""
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from veccluster import failpoints
+from veccluster.decisions.filters import Filter
+from veccluster.decisions.integrity import Digest
+from veccluster.decisions.replication import atomic
+from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.atomic_deciding import Known
+from veccluster.decisions.replication.values import Member, Position
+from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
+from veccluster_node.engine.search import Hit, Query, Reader, Results, Rows, Stored, Total
+from veccluster_node.engine.stopping import NEVER, Stop
+from veccluster_node.replica import scrub as scrubs
+from veccluster_node.replica.builder import Builder
+from veccluster_node.replica.deciding import Settling
+from veccluster_node.replica.inspection import Inspection, inspect
+from veccluster_node.replica.recovery import ROWS, Recovered, recover
+from veccluster_node.replica.settings import ReplicaSpec, ReplicaStats, StorageSettings
+from veccluster_node.replica.surroundings import Reading, Standing, Surroundings
+from veccluster_node.replica.writer import Writer
+from veccluster_node.runtime.files import make_directory, reason
+from veccluster_node.wal.operations import Delete, DeleteWhere, Looked, Op, Prepare, Upsert, Written, encode_content
+
+__all__ = [
+    "Delete",
+    "DeleteWhere",
+    "Hit",
+    "Op",
+    "Query",
+    "Replica",
+    "ReplicaSpec",
+    "ReplicaStats",
+    "Results",
+    "StorageSettings",
+    "Stored",
+    "Upsert",
+    "Written",
+]
+
+
+class Replica:
+    """Use `Replica.open`. Every method may be called from any thread; all but `write` block."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ReplicaSpec,
+        settings: StorageSettings,
+        recovered: Recovered,
+        builds: threading.Semaphore,
+        lock: int,
+        me: Member,
+        surroundings: Surroundings,
+    ) -> None:
+        self.path = path
+        self.spec = spec
+        self._lock = lock
+        self._recovered = recovered
+        self._limits = settings.limits
+        self._reads = count()
+        self._closing = False
+        self._scrub_turn = threading.Lock()
+        self._scrub_change = threading.Lock()
+        self._scrubbing = threading.Event()
+        self._writer = Writer(path, spec, settings, recovered, surroundings, me, applied=self._applied)
+        self._reader = Reader(
+            path / ROWS,
+            recovered.feed,
+            dimension=spec.dimension,
+            metric=spec.metric,
+            index=spec.index,
+            scan_rows=settings.scan_rows,
+        )
+        self._builder = Builder(path, spec, settings, self._writer, recovered.shelf, builds)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        spec: ReplicaSpec,
+        settings: StorageSettings | None = None,
+        *,
+        builds: threading.Semaphore,
+        me: Member,
+        surroundings: Surroundings,
+    ) -> "Replica":
+        """Open the shard in directory `path` after whatever happened to it, or make an empty one.
+
+        It does nothing before it is shown its configuration (`feed(Seen)`).
+
+        `Unavailable` when it is open already; `StorageCorrupt` when a newer version wrote it. Any other damage opens
+        it, healed or read-only; `read_only` and `issues` say what a person should know of it. `builds` bounds the index
+        builds of the process.
+        """
+        failpoints.hit("replica.opening")
+        settings = settings or StorageSettings()
+        try:
+            make_directory(path)
+            lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        except OSError as error:
+            raise _cannot_open(spec, error) from error
+        try:
+            _lock(lock, settings.lock_timeout)
+            return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
+        except (OSError, sqlite3.OperationalError) as error:  # what is damage was named before
+            os.close(lock)
+            raise _cannot_open(spec, error) from error
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @property
+    def applied_seq(self) -> int:
+        """The state that reads see, at least."""
+        return self._recovered.records.applied_seq
+
+    @property
+    def live(self) -> int:
+        """How many vectors there are."""
+        return self._recovered.records.live
+
+    @property
+    def failure(self) -> VecClusterError | None:
+        """Why it takes no more writes although it did when it was opened; opening it again may mend that."""
+        return None if self._recovered.broken else self._writer.state.failure
+
+    @property
+    def damaged(self) -> str | None:
+        """Why this copy may lack what was acknowledged: where there are others, it should begin anew."""
+        return self._writer.state.damaged
+
+    @property
+    def staged(self) -> bool:
+        """Whether another replica's snapshot lies ready: opening the replica again puts it in its place."""
+        return self._writer.state.staged
+
+    @property
+    def standing(self) -> Standing:
+        """Where it stood a moment ago."""
+        return self._writer.state.standing
+
+    @property
+    def read_only(self) -> str | None:
+        """Why it takes no writes, if it takes none."""
+        if self._recovered.broken:
+            return self._recovered.broken
+        failure = self._writer.state.failure
+        return failure.detail if failure else None
+
+    @property
+    def issues(self) -> tuple[str, ...]:
+        """What else a person should know, in sentences, each once."""
+        return self._issues()
+
+    def feed(self, event: on.Event) -> None:
+        """Tell it what happened; returns at once."""
+        self._writer.feed(event)
+
+    def write(
+        self,
+        ops: Sequence[Op] | DeleteWhere,
+        *,
+        op_id: str,
+        time_ns: int,
+        level: WriteConsistency = WriteConsistency.one,
+    ) -> Future[Written]:
+        """Queue a batch; the future resolves when it cannot be lost and is visible to every later read here.
+
+        All or nothing. The same `op_id` again gives the first result and does nothing. Errors of the future:
+        `InvalidRequest` (a vector that cannot be stored), `InsufficientStorage`, `NotPrimary`, `TooFewReplicas`,
+        `Unavailable` (a disk that failed): nothing was stored; `StorageCorrupt`: the shard is read-only;
+        `OutcomeUnknown`: it may show.
+        """
+        return self._writer.write(ops, op_id=op_id, time_ns=time_ns, level=level)
+
+    def prepare(
+        self,
+        batch: atomic.Batch,
+        participants: Sequence[int],
+        ops: Sequence[Op],
+        *,
+        time_ns: int,
+        level: WriteConsistency = WriteConsistency.one,
+    ) -> Future[atomic.Standing]:
+        """Queue this shard's part of a batch over several shards (15): how the operation stands here once it cannot be
+        lost, in this attempt or a later one. Nothing of it is visible before `know` tells that it is decided.
+
+        Errors of the future are those of `write`, after any of which but `InvalidRequest` it may be prepared.
+        """
+        prepare = Prepare(batch.operation, batch.attempt, tuple(participants), len(ops), encode_content(ops))
+        return self._writer.prepare(prepare, ops, time_ns=time_ns, level=level)
+
+    def settle(self, batch: atomic.Batch, level: WriteConsistency = WriteConsistency.one) -> Future[Written]:
+        """Wait until what was decided about a batch is applied here, and cannot be lost; `NotPrimary` otherwise."""
+        settling = Settling(batch, level)
+        self._writer.settle(settling)
+        return settling.future
+
+    def know(self, known: Known) -> None:
+        """Tell it what etcd says of batches over several shards; returns at once."""
+        self._writer.know(known)
+
+    def showing(self) -> atomic.Showing:
+        """What is applied of batches over several shards."""
+        with self._noticing_damage(), self._reader.snapshot() as snapshot:
+            return snapshot.showing()
+
+    def may_read(self, level: ReadConsistency, at_least: Seq, patience: float) -> Future[Position]:
+        """Wait for leave to read at a level, at most `patience` seconds for `at_least` to be applied (rule 13).
+
+        The result is the position that whatever is read from now on shows, at least. `NotPrimary`, `ReplicaBehind`: ask
+        another replica. `quorum` is asked for as `session`, with what the others said.
+        """
+        now = self.standing
+        until = time.monotonic() + patience
+        reading = Reading(f"read-{next(self._reads)}", level, at_least, until)
+        if level is not ReadConsistency.strong and now.in_sync and now.applied.seq >= at_least:
+            reading.future.set_result(now.applied)
+            return reading.future
+        return self._writer.read(reading)
+
+    def durable(self) -> Future[Position]:
+        """The last durable operation, as it is once all that came before this call has been handled."""
+        return self._writer.call(lambda: self._writer.state.rules.journal.position)
+
+    def inspect(self) -> Future[Inspection]:
+        """How far it has come, and whether it can be used."""
+        return self._writer.call(lambda: inspect(self._recovered, self._writer.state))
+
+    def forget(self, request: str) -> None:
+        """Nobody waits any more for the write with this operation id."""
+        self._writer.feed(on.Forget(request))
+
+    def search(self, query: Query, stop: Stop = NEVER) -> Results:
+        """The k nearest of each query vector, all from one state, which the results name.
+
+        As every read: `ShardsUnavailable` once the replica was closed, `Abandoned` soon after `stop` was told.
+        """
+        with self._noticing_damage():
+            return self._reader.search(query, stop)
+
+    def get(self, ids: Sequence[str], stop: Stop = NEVER) -> Rows[Stored | None]:
+        """What is stored under each id, all from one state; None for what is not there."""
+        with self._noticing_damage():
+            return self._reader.get(ids, stop)
+
+    def list_ids(self, after: str | None, limit: int, filter_: Filter | None = None, stop: Stop = NEVER) -> Rows[str]:
+        """At most `limit` ids beyond `after`, in the order of their UTF-8 bytes."""
+        with self._noticing_damage():
+            return self._reader.list_ids(after, limit, filter_, stop)
+
+    def count(self, filter_: Filter | None = None, stop: Stop = NEVER) -> Total:
+        """How many vectors there are, or how many a filter matches."""
+        with self._noticing_damage():
+            return self._reader.count(filter_, stop)
+
+    def look(self, filter_: Filter, stop: Stop = NEVER) -> Looked:
+        """What a filter matches: so that a delete of it does not keep the writer's thread, and all writes, waiting."""
+        with self._noticing_damage():
+            return self._reader.look(filter_, stop)
+
+    @contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        """A row that cannot be right ends writing, and opening the shard again heals it; other reads go on."""
+        try:
+            yield
+        except StorageCorrupt as error:
+            self._writer.poison(error)
+            raise
+
+    def digests(self) -> Future[dict[Seq, Digest]]:
+        """What the rows are by their running digests: now, and as was noted (decisions/integrity.py)."""
+        records = self._recovered.records
+        return self._writer.call(lambda: records.digests.notes(records.applied_seq))
+
+    def condemn(self, why: str) -> None:
+        """Others say that the rows here are wrong: where there are others, begin anew."""
+        self._writer.condemn(why)
+
+    def scrub(
+        self, rate: float, *, rows_only: bool = False, read: Callable[[int], None] = lambda _: None
+    ) -> dict[str, str]:
+        """Read what is on the disk, at most `rate` bytes a second, and see to it that what is damaged is mended.
+
+        The result names what was found (`rows`, `log`, `generation`) and says how it is damaged. `Stopped`: it is
+        being closed, or somebody else has begun to look. `read` is told of the bytes.
+        """
+        stopped = self._end_scrub()
+        with self._scrub_turn:
+            if self._closing:
+                raise scrubs.Stopped("the shard is being closed")
+            return dict(self._scrub(scrubs.Pace(rate, stopped, read), rows_only=rows_only))
+
+    def _end_scrub(self) -> threading.Event:
+        """Have the look at the disk end that is under way or waits; what ends the next one."""
+        with self._scrub_change:
+            before, mine = self._scrubbing, threading.Event()
+            self._scrubbing = mine
+        before.set()
+        return mine
+
+    def _scrub(self, pace: scrubs.Pace, *, rows_only: bool) -> Iterator[tuple[str, str]]:
+        feed, log = self._recovered.feed, self._recovered.log
+        if self.failure or self._recovered.broken:
+            return  # its damage is known
+        try:
+            scrubs.rows(self.path / ROWS, pace)
+        except StorageCorrupt as error:
+            self._writer.poison(error)
+            yield "rows", error.detail
+            return  # it is about to be opened again
+        for slot in [] if rows_only else feed.slots[:]:
+            try:
+                if not slot.damaged:
+                    scrubs.generation(self.path / "generations" / slot.name, pace)
+            except StorageCorrupt as error:
+                if slot in feed.slots:
+                    said = f"Shard {self.spec.shard}: {error.detail}; it is being rebuilt from the rows"
+                    self._recovered.mending.append(said)
+                    self._builder.mend(slot.name)
+                    yield "generation", error.detail
+        try:
+            if not rows_only:
+                scrubs.log(log, pace)
+        except StorageCorrupt as error:
+            self._writer.log_damaged(error.detail)
+            yield "log", error.detail
+
+    def build(self, timeout: float | None = None) -> bool:
+        """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
+        done = self._builder.force().wait(timeout)
+        trouble = self._writer.state.failure or self._builder.problem or self._builder.waits
+        return done and trouble is None
+
+    def stats(self) -> ReplicaStats:
+        """How it fares."""
+        feed, log, records = self._recovered.feed, self._recovered.log, self._recovered.records
+        dead = feed.tail_dead + sum(slot.dead for slot in feed.slots)
+        return ReplicaStats(
+            live=records.live,
+            dead=dead,
+            tail=len(feed.tail),
+            generations=len(feed.slots),
+            applied_seq=records.applied_seq,
+            durable_seq=log.durable_seq,
+            log_bytes=log.size,
+            disk_bytes=self._builder.size.bytes,
+            memory_bytes=feed.memory(),
+            building=self._builder.building,
+            read_only=self.read_only,
+            issues=self._issues(),
+        )
+
+    def _issues(self) -> tuple[str, ...]:
+        """What a person should know, each once; what was rebuilt since is no longer one."""
+        damaged = any(slot.damaged for slot in self._recovered.feed.slots)
+        said = [*self._recovered.issues, *(self._recovered.mending if damaged else ())]
+        said += [why for why in (self._builder.problem, self._builder.waits) if why]
+        return tuple(dict.fromkeys(said))
+
+    def _applied(self) -> None:
+        feed, limits = self._recovered.feed, self._limits
+        if len(feed.tail) > limits.tail_rows or self._recovered.log.size > limits.log_bytes:
+            self._builder.look()
+
+    def close(self) -> None:
+        """Finish what is queued, give up what is being built, and let go of every file."""
+        self._closing = True
+        self._end_scrub()
+        with self._scrub_turn:
+            self._builder.close()
+        self._writer.close()
+        self._reader.close()
+        self._recovered.records.close()
+        self._recovered.log.close()
+        os.close(self._lock)
+
+
+def _cannot_open(spec: ReplicaSpec, error: OSError | sqlite3.OperationalError) -> Unavailable:
+    return Unavailable(f"shard {spec.shard} cannot be opened now: {reason(error)}")
+
+
+def _lock(fd: int, timeout: float) -> None:
+    """Lock an opened file, or raise BlockingIOError; a process that was just killed may take a moment to let go."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)

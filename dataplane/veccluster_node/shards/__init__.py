@@ -1,0 +1,1 @@
+"""The shards of this node: opening, closing, deleting them, and answering for them."""

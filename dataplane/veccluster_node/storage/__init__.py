@@ -1,1 +1,0 @@
-"""What one shard replica keeps on disk: log, records, generations, and the tail above them."""

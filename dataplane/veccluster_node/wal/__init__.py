@@ -1,0 +1,1 @@
+"""The log of a replica and what its records say."""
