@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import pytest
 from aiohttp.connector import AddrInfoType
-from yarl import URL
 
 from veccluster.client import retries, transport
 from veccluster.client.transport import Addresses, Call, Transport
@@ -39,7 +38,7 @@ async def test_connections_that_nobody_answers_are_given_up_soon_at_first(silent
         return made(address)
 
     monkeypatch.setattr(transport, "_watchful_socket", noted)
-    sender = Transport(Addresses([URL(f"http://127.0.0.1:{silent}")]), {})
+    sender = Transport(Addresses.parse(f"http://127.0.0.1:{silent}"), {})
     began = time.monotonic()
     with pytest.raises(Unreachable):
         await asyncio.wait_for(sender.send(Call("GET", "/healthz"), 2.5), 10)

@@ -542,7 +542,7 @@ def test_a_search_is_the_same_in_json_and_in_binary() -> None:
     vectors = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     options = {**OPTIONS, "consistency": "strong"}
     query = {"k": "5", "filter": '{"pos": "n"}', "include": "metadata", "ef": "100", "exact": "true"}
-    query |= {"allow_partial": "true", "consistency": "strong"}
+    query |= {"allow_partial": "true", "consistency": "strong", "queries": "2", "dimension": "3"}
     asked = [
         decode_search_json(json.dumps({"vectors": vectors.tolist(), **options}).encode(), WORDS, DEFAULTS),
         decode_search_binary(vectors.tobytes(), query, WORDS, DEFAULTS),
@@ -560,9 +560,9 @@ def test_one_query_is_not_many_unless_it_says_so() -> None:
     assert decode_search_json(b'{"vectors": [[1, 2, 3]]}', WORDS, DEFAULTS).many
     assert not decode_search_binary(one, {}, WORDS, DEFAULTS).many
     assert decode_search_binary(one, {"many": "true"}, WORDS, DEFAULTS).many
-    assert decode_search_binary(one * 2, {}, WORDS, DEFAULTS).many
+    assert decode_search_binary(one * 2, {"queries": "2"}, WORDS, DEFAULTS).many
     with pytest.raises(InvalidRequest, match="many: must not be false with 2 vectors"):
-        decode_search_binary(one * 2, {"many": "false"}, WORDS, DEFAULTS)
+        decode_search_binary(one * 2, {"many": "false", "queries": "2"}, WORDS, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -613,7 +613,7 @@ def test_a_bad_search_is_refused_naming_the_member(members: dict[str, Any], fiel
             {},
             "vectors[0][1]: must be a finite number that float32 can hold, is nan",
         ),
-        (b"\1\0\0\77" * 3003, {}, "the body must be 1 to 1000 vectors, are 1001"),
+        (b"\1\0\0\77" * 3003, {"dimension": "3"}, "the body must be 1 to 1000 vectors, are 1001"),
         (b"\1\0\0\77" * 3, {"k": "0"}, "k: must be at least 1, is 0"),
         (b"\1\0\0\77" * 3, {"k": "ten"}, "k: must be a whole number, is a string"),
         (b"\1\0\0\77" * 3, {"k": ""}, "k: must be a whole number, is a string"),
@@ -637,7 +637,7 @@ def test_a_bad_binary_search_is_refused_saying_why(body: bytes, query: dict[str,
 def test_an_error_about_the_body_itself_has_an_empty_field() -> None:
     for body in (b"", b"\1\0\0\77" * 3003):
         with pytest.raises(InvalidRequest) as refusal:
-            decode_search_binary(body, {}, WORDS, DEFAULTS)
+            decode_search_binary(body, {"dimension": "3"}, WORDS, DEFAULTS)
         assert [e["field"] for e in refusal.value.errors] == [""]
 
 

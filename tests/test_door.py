@@ -25,10 +25,12 @@ from test_failover_seen_by_clients import Front
 from veccluster import AsyncClient, errors
 from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
+from veccluster.model.state import NodeId
 from veccluster_node.http import application, negotiation
 from veccluster_node.http.web_pages import WebPages
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import PATH
+from veccluster_node.peer.proofs import Doorkeeper, Secret
 from veccluster_node.peer.server import PeerPort
 from veccluster_node.runtime import budget, door
 
@@ -135,12 +137,12 @@ async def test_silent_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatc
 
 async def busy(served: Port, count: int) -> list[asyncio.StreamWriter]:
     """Requests whose bodies are still to come, one a connection."""
-    writers = []
+    writers: list[asyncio.StreamWriter] = []
     for _ in range(count):
         _, writer = await served.connect()
         writer.write(f"{HEAD}Content-Length: 9\r\n\r\n".encode())
-        writers.append(writer)
-    await until(lambda: sum(g.is_busy for g in served.door.guards) == count, "all to be under way")
+        writers.append(writer)  # one after the other: one that has asked nothing yet makes room
+        await until(lambda: sum(g.is_busy for g in served.door.guards) == len(writers), "it to be under way")
     return writers
 
 
@@ -333,7 +335,12 @@ async def peer_port(**options: Any) -> AsyncIterator[tuple[str, int]]:
     async def answer(_: m.AnyRequest) -> m.Reply:
         return m.Pong("here")
 
-    served = PeerPort("n0", answer=answer, receive=lambda *_: None, file=lambda *_: None, **options)
+    doorkeeper = Doorkeeper(
+        NodeId("n0"), Secret(), dict, lambda: [NodeId("older")]
+    )  # so that nobody has to prove itself
+    served = PeerPort(
+        NodeId("n0"), doorkeeper=doorkeeper, answer=answer, receive=lambda *_: None, file=lambda *_: None, **options
+    )
     runner = web.AppRunner(served.application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))

@@ -41,6 +41,7 @@ class Front:
         self.settings = SimpleNamespace(query_timeout=10.0)
         self.host = SimpleNamespace(measures=Measures())
         self.url = ""
+        self.opening = list
         self._goes_on = asyncio.Event()
         self._goes_on.set()
         self._runner: web.AppRunner | None = None
@@ -51,7 +52,9 @@ class Front:
 
     async def __aenter__(self) -> Self:
         node, spec = cast("Any", self), VecClusterSpec(nodes=3)
-        app = application.build(node, spec, Limits(), application.Entrance.of(spec, memory=1 << 30, hosts=None))
+        app = application.build(
+            node, spec, Limits(), application.Entrance.of(spec, connections=64, memory=1 << 30, hosts=None)
+        )
 
         @web.middleware
         async def stand_still(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -72,7 +72,9 @@ def row(id_: str, *vector: float, **metadata: object) -> dict[str, object]:
 
 def test_the_routes_served_are_those_of_the_document():
     spec = VecClusterSpec()
-    app = application.build(None, spec, DEFAULTS, application.Entrance.of(spec, memory=1 << 30, hosts=None))
+    app = application.build(
+        None, spec, DEFAULTS, application.Entrance.of(spec, connections=64, memory=1 << 30, hosts=None)
+    )
     served = {(r.method, r.resource.canonical) for r in app.router.routes() if r.method != "HEAD"}
     assert served == set(ROUTES)
 

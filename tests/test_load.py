@@ -11,18 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.peers import End
+from support.peers import SECRET, End
 from support.replicas import UUID, FakeCluster
 from support.storage import GRAPHS, exact_parameters, opened, spec, upsert, write
 from veccluster.decisions import filters
 from veccluster.decisions.shares import Turns
 from veccluster.errors import ShardsUnavailable, Unavailable
-from veccluster.model.state import NodeId, ReadConsistency, ShardId
+from veccluster.model.state import Node, NodeId, ReadConsistency, ShardId
 from veccluster_node.coordinator.coordinator import Reading
 from veccluster_node.engine.stopping import Abandoned, Stop
 from veccluster_node.http.abandoned import only_looks
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.peer.proofs import Secret
 from veccluster_node.replica.replica import Delete, DeleteWhere, Query
 from veccluster_node.shards.lanes import Lane, Lanes
 
@@ -229,15 +230,17 @@ def test_a_replica_that_was_closed_answers_no_more_whatever_is_at_its_path_by_th
 
 # ---- from node to node
 
+CLIENT = NodeId("client")
+
 
 @pytest.fixture
 def members():
-    return {}
+    return {CLIENT: Node(id=CLIENT, address="", peer_address="", proves_itself=True)}
 
 
 @pytest.fixture
 async def peers(members):
-    made = Peers(NodeId("client"), None, lambda: members)
+    made = Peers(CLIENT, None, lambda: members, Secret(SECRET))
     yield made
     await made.close()
 

@@ -259,7 +259,7 @@ def test_a_log_is_cut_between_records_that_it_has_and_nowhere_else(tmp_path, aft
 CUTTER = """
 import sys
 from pathlib import Path
-from veccluster_node.storage.log import Log
+from veccluster_node.wal.log import Log
 log = Log.open(Path(sys.argv[1]), segment_size=300)
 log.truncate(int(sys.argv[2]))
 """

@@ -9,20 +9,24 @@ from model.stories import STORIES
 from simulation.mutations import MUTATIONS
 
 DEVIATES_AT = {
-    "NoFence": 13,
-    "PromiseBeforeSync": 1,
-    "Stubborn": 1,
-    "PromoteAnyone": 7,
-    "AnyDisk": 7,
-    "BlindLeader": 9,
-    "NoCut": 11,
-    "LeaveFirst": 5,
-    "HandOverToAnyone": 3,
+    "PrimaryAcksBeforeSync": 97,
+    "ShrinkFirst": 8,
+    "ExpandLate": 17,
     "AnyDiskAnswers": 22,
-    "AnyPrimary": 1,
-    "PrimaryAcksBeforeSync": 2,
-    "ShrinkToOne": 1,
+    "NoFence": 39,
+    "ForgetUnknown": 12,
+    "PromiseBeforeSync": 9,
+    "Stubborn": 1,
+    "PromoteAnyone": 3,
+    "AnyDisk": 3,
     "OldName": 3,
+    "BlindLeader": 4,
+    "ResumeEpoch": 2,
+    "CutAtWatermark": 1,
+    "NoCut": 4,
+    "LeaveFirst": 5,
+    "HandOverToAnyone": 1,
+    "OverByEtcd": 1,
 }
 """A seed of the simulation in which code without the rule leaves the model; 0 where none is named."""
 
@@ -80,7 +84,7 @@ def test_what_the_code_does_are_steps_of_the_model(seed):
     assert beside.steps > 100
 
 
-@pytest.mark.parametrize("name", [n for n in MUTATIONS if n not in UNSEEN])
+@pytest.mark.parametrize("name", [n for n in MUTATIONS if n not in UNSEEN and MUTATIONS[n].rule != "loop"])
 def test_code_without_a_rule_leaves_the_model(name):
     with pytest.raises(Deviation):
         Beside(DEVIATES_AT.get(name, 0), MUTATIONS[name].rules).run()

@@ -138,7 +138,7 @@ def test_the_password_is_what_the_files_hold_at_each_login(tmp_path):
 def test_a_log_is_one_json_object_a_line_whoever_writes_it():
     script = """
 import asyncio, logging, structlog, warnings
-from veccluster_node import logs
+from veccluster_node.runtime import logs
 logs.to_stderr("info")
 structlog.get_logger("a").info("ours", shard="s.0")
 try:

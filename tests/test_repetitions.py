@@ -154,7 +154,7 @@ def test_neither_an_id_of_the_far_future_nor_a_clock_that_was_there_stops_the_sh
     with opened(tmp_path / "s", settings=FEW) as replica:
         put(replica, "a", 1, made(now + 2 * FARTHEST), now)
         records = replica._recovered.records
-        replica._writer.call(lambda: records._know(now + 400 * FARTHEST)).result(30)
+        replica._loop.call(lambda: records._know(now + 400 * FARTHEST)).result(30)
         with pytest.raises(OperationForgotten):
             put(replica, "a", 1, made(now - AHEAD), now)
         put(replica, "a", 1, made(now + AHEAD), now)

@@ -9,11 +9,12 @@ from simulation.leader import SHARD
 from simulation.node import Node
 from simulation.run import Rules, Simulation
 from veccluster.decisions import lost_quorum
+from veccluster.decisions.etcd_history import LEAP
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Header
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
-from veccluster.decisions.replication.values import NOTHING, Member
-from veccluster.model.state import Revision, WriteConsistency
+from veccluster.decisions.replication.values import NOTHING, Configuration, Member
+from veccluster.model.state import Epoch, Revision, WriteConsistency
 
 FAIR = {
     "loss": 0,
@@ -329,10 +330,18 @@ def test_an_etcd_that_was_put_back_to_an_older_epoch_does_not_stop_the_shard() -
         simulation.start(node)
         simulation.run_until(simulation.world.now + 1.0)
     assert simulation.key.epoch > before.epoch + 2
-    # As etcd's own tool does it: what it held before, at revisions beyond all that were.
-    simulation.checks.put_back = True
-    simulation.etcd.key = replace(before, revision=Revision(simulation.key.revision + 1000))
-    for watch in simulation.etcd.watchers:
-        watch(simulation.etcd.key)
+    # As etcd's own tool does it: what it held before, at revisions beyond all that were. Nobody goes by it.
+    newest, simulation.checks.put_back = simulation.key, True
+    _becomes(simulation, replace(before, revision=Revision(newest.revision + 1000)))
+    acknowledged_during(simulation, 1.0)
+    assert {n.replica.configuration for n in simulation.everyone if n.up} == {newest}
+    # Then the leader has asked the nodes, and writes down what they know (restored.py).
+    _becomes(simulation, replace(newest, epoch=Epoch(newest.epoch + LEAP), revision=Revision(newest.revision + 1001)))
     assert acknowledged_during(simulation, 10.0) > 50
     simulation.finish()
+
+
+def _becomes(simulation: Simulation, key: Configuration) -> None:
+    simulation.etcd.key = key
+    for watch in simulation.etcd.watchers:
+        watch(key)

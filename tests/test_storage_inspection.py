@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.storage import ME, Alone, delete, opened, spec, upsert, write
+from support.storage import ME, POOL, Alone, delete, opened, spec, upsert, write
 from veccluster.errors import Unavailable
 from veccluster_node.replica.inspection import Inspection
 from veccluster_node.replica.replica import Replica
@@ -35,7 +35,7 @@ def look(path: Path) -> Inspection:
 
 
 def closed(path: Path) -> Replica:
-    return Replica.open(path, spec(), builds=threading.Semaphore(1), me=ME, surroundings=Alone())
+    return Replica.open(path, spec(), builds=threading.Semaphore(1), me=ME, surroundings=Alone(), pool=POOL)
 
 
 def test_a_whole_copy_says_how_far_it_has_come_whether_it_is_in_use_or_not(path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_whole_copy_says_how_far_it_has_come_whether_it_is_in_use_or_not(path:
 def test_the_time_of_what_is_no_longer_in_the_log_is_in_the_rows(path: Path) -> None:
     with opened(path) as replica:
         log = replica._recovered.log
-        replica._writer.call(lambda: (log.roll(), log.trim(5))).result(30)
+        replica._loop.call(lambda: (log.roll(), log.trim(5))).result(30)
         assert list(log.read(0)) == []
         assert replica.inspect().result(30).written_ns == 1_700_000_000_000_000_000
 
@@ -78,6 +78,6 @@ def test_a_copy_whose_end_is_torn_can_be_used_with_doubts(path: Path) -> None:
 
 def test_a_copy_whose_disk_failed_waits_to_be_opened_again(path: Path) -> None:
     with opened(path) as replica:
-        replica._writer.poison(Unavailable("the disk failed"))
+        replica._fail(Unavailable("the disk failed"))
         found = replica.inspect().result(30)
         assert (found.trouble, found.is_mendable) == ("the disk failed", True)

@@ -23,8 +23,8 @@ from veccluster.model.state import Seq
 ANY = sys.maxsize
 
 
-class Deviation(Exception):
-    """The code did what the model does not allow."""
+class Deviation(BaseException):
+    """The code did what the model does not allow. Not an `Exception`: the loop survives those."""
 
 
 class Beside:

@@ -1,11 +1,14 @@
 """python -m simulation [--atomic] [--seeds N] [--from SEED] [--mutation NAME] [--trace]"""
 
 import argparse
+import logging
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import structlog
 
 from simulation import run
 from simulation.atomic import mutations as atomic_mutations
@@ -75,13 +78,14 @@ def main() -> int:
     parser.add_argument("--atomic", action="store_true", help="several shards, and batches over them")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     asked = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # the trace says it all
     simulate = _simulate(parser, asked)
     tally, began = Tally(), time.monotonic()
     for seed in range(asked.first, asked.first + asked.seeds):
         tally.seeds += 1
         try:
             tally.add(simulate(seed))
-        except Exception as error:  # noqa: BLE001 - a defect of any kind is a seed that fails
+        except (Exception, Violation) as error:  # noqa: BLE001 - a defect of any kind is a seed that fails
             tally.failed += 1
             again = f"make simulate SEEDS=1 FROM={seed}" + (f" MUTATION={asked.mutation}" if asked.mutation else "")
             again += " ATOMIC=1" if asked.atomic else ""

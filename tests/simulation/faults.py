@@ -40,9 +40,13 @@ class Faults:
         self.etcd.away.clear()
         if self.world.weather.moves:
             self._move()
+        spared = self.nodes[-1] if self.world.weather.dead else None
         for node in self.nodes:
             node.disk.slow, node.disk.full, node.disk.failing = 1.0, False, False
-            self._start(node)
+            if node is not spared:
+                self._start(node)
+            else:
+                node.crash()
 
     def _one(self) -> Node:
         return self.world.rng.choice(self.nodes)

@@ -25,6 +25,9 @@ class Leader:
     _broken_since: dict[NodeId, float] = field(default_factory=dict)
     _cut_off_since: dict[NodeId, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.node.started.append(self.start)
+
     def start(self) -> None:
         self._away_since, self._broken_since, self._cut_off_since = {}, {}, {}
         self.node.guarded(self.node.world.rng.uniform(0, ROUND), self._round)

@@ -1,6 +1,6 @@
 """Every rule taken away in turn, to show that the simulation would notice. The product reaches nothing of this."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,14 @@ from veccluster.decisions.replication.follower import Follower
 from veccluster.decisions.replication.messages import Accepted, FromPrimary, Header
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
-from veccluster.decisions.replication.values import Configuration, Member
-from veccluster.model.state import Epoch, NodeId, Seq
+from veccluster.decisions.replication.values import Configuration, Member, Record
+from veccluster.model.state import Epoch, NodeId, Seq, WriteConsistency
+from veccluster_node.replica.liveness import Liveness
+from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.mailbox import Mailbox
+from veccluster_node.replica.read_barrier import ReadBarrier
+from veccluster_node.replica.ready import Ready
+from veccluster_node.replica.writes import Writes
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,29 @@ LATE_ETCD: Weather = {"etcd_lateness": 0.6, "isolations": 5, "faults_every": 0.1
 """etcd carries changes out long after their time is over."""
 
 
+_PARTS: dict[str, type] = {
+    "ready_type": Ready,
+    "writes_type": Writes,
+    "reads_type": ReadBarrier,
+    "liveness_type": Liveness,
+    "mailbox_type": Mailbox,
+}
+"""What a loop is made of."""
+
+
 def removes(rule: str, instead: str, **weather: object) -> Callable[[type], type]:
-    """Register a changed Primary, Follower or Replica under its name; `weather` is where its absence shows best."""
+    """Register a changed Primary, Follower or Replica, or a part of the loop, under its name; `weather` is where its
+    absence shows best.
+    """
 
     def register(changed: type) -> type:
+        if part := next((name for name, kind in _PARTS.items() if issubclass(changed, kind)), None):
+            loop = type(changed.__name__, (ReplicaLoop,), {part: changed})
+            MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(loop=loop, weather=weather))
+            return changed
+        if issubclass(changed, ReplicaLoop):
+            MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(loop=changed, weather=weather))
+            return changed
         replica = type(changed.__name__, (Replica,), {})
         if issubclass(changed, Primary):
             replica.primary_type = changed  # type: ignore[attr-defined]
@@ -324,6 +349,8 @@ class NoOperationIds(Primary):
 HIDDEN: dict[str, str] = {
     "ReadTooEarly": "whoever confirms a new epoch says in the same message how far its log reaches, and that is at "
     "least what was ever acknowledged, so that the commit point is there too; the rule spares that argument",
+    "ServeBeforeStored": "a loop syncs all that it has written at once, so that the sync which makes its first "
+    "acknowledged write durable makes the epoch durable, too",
     "DeposedLeader": "its changes compare the shard's revision as well, so that without a term it can only do what it "
     "could have done in time; the rule is for changes that are no function of a single key",
 }
@@ -375,3 +402,104 @@ class AnyDiskAnswers(Primary):
     def accepted(self, message: Accepted) -> Iterator[do.Effect]:
         same = [m for m in self._others() if m.node == message.sender.node]
         yield from super().accepted(replace(message, sender=same[0]) if same else message)
+
+
+DEAD: Weather = {"dead": True, "nodes": 3, "replicas": 3, "min_in_sync": 2, "moves": False, "wipes": False}
+DEAD |= {"levels": (WriteConsistency.quorum,)}
+"""A node is not there any more when all other faults are over."""
+LEARNING: Weather = {"moves": True, "trims": 0.4, "replicas": 3, "nodes": 5, "min_in_sync": 1, "wipes": True}
+"""Many replicas begin with a snapshot."""
+
+# -- the loop: the order of a turn, wake-ups, time-outs
+
+
+@removes("loop", "what was written counts as durable before it is synced")
+class NoSync(ReplicaLoop):
+    def _is_sync_due(self) -> bool:
+        while self._ready.ticket is not None:
+            self._synced()
+        return False
+
+
+@removes("loop", "records are written only after the sync that was asked for them")
+class AppendAfterSync(Ready):
+    def _store(self, effect: do.DiskEffect) -> Iterator[on.Event]:
+        late = getattr(self, "_late", [])
+        if isinstance(effect, do.Append):
+            self._late = [*late, effect]
+            return
+        yield from super()._store(effect)
+
+    def _apply(self, through: Seq) -> Iterator[on.Event]:
+        for effect in getattr(self, "_late", []):
+            yield from super()._store(effect)
+        self._late = []
+        yield from super()._apply(through)
+
+
+@removes("loop", "what is written is applied before it is committed")
+class ApplyAtOnce(Ready):
+    def _append(self, records: Sequence[Record]) -> Iterator[on.Event]:
+        yield from super()._append(records)
+        yield from self._apply(records[-1].last)
+
+
+@removes("loop", "reads and writes are answered before what they show is applied")
+class AnswerFirst(Ready):
+    def _apply(self, through: Seq) -> Iterator[on.Event]:
+        self._waiting = through
+        yield from ()
+
+    def carry_out(self, effect: do.Effect) -> Iterator[on.Event]:
+        if isinstance(effect, do.Send | do.SendRecords) and (through := getattr(self, "_waiting", None)):
+            self._waiting = None
+            yield from super()._apply(through)
+        yield from super().carry_out(effect)
+
+
+@removes("loop", "after a failed sync it goes on as if nothing had been")
+class Undaunted(Ready):
+    def fail(self, error: Exception, cause: BaseException | None = None) -> Iterator[on.Event]:
+        yield from ()
+
+
+@removes("loop", "it goes on although a snapshot waits to take its place", **LEARNING)
+class GoesOnStaged(ReplicaLoop):
+    def tell(self, event: on.Event) -> None:
+        staged, self.health.staged = self.health.staged, False
+        super().tell(event)
+        self.health.staged |= staged
+
+
+@removes("loop", "what comes during a turn does not wake the loop")
+class LostWakeup(Mailbox):  # type: ignore[type-arg]
+    def rest(self) -> bool:
+        super().rest()
+        self._is_scheduled = False
+        return False
+
+
+@removes("loop", "what has its answer counts as waiting for ever")
+class NeverReleases(Mailbox):  # type: ignore[type-arg]
+    def release(self, size: int) -> None:
+        pass
+
+
+@removes("loop", "a read whose time is over waits on", haste=100.0, clients=8, slowness=30)
+class WaitsForEver(ReadBarrier):
+    def expire(self) -> None:
+        pass
+
+
+@removes("loop", "members that are silent are never noticed", **DEAD)
+class HearsEverybody(Liveness):
+    def tick(self) -> frozenset[Member]:
+        super().tick()
+        self.silent = frozenset()
+        return self.silent
+
+
+@removes("loop", "a write that is refused is not answered", writes=0.9)
+class NoRefusals(Writes):
+    def refuse(self, op_id: str, why: object) -> None:
+        pass

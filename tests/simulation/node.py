@@ -1,30 +1,40 @@
-"""A node: it turns what happens into events of its replica, and carries out what the replica wants done."""
+"""A node: the product's loop of a replica on a simulated disk, network, clock and etcd."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from simulation.checks import Checks
-from simulation.disk import Base, Disk, Image, Table
+from simulation.disk import Disk, Image, SimulatedLog, Table
 from simulation.etcd import LEASE, Etcd
+from simulation.rows import SimulatedRows, ops_of
 from simulation.world import Action, World
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
-from veccluster.decisions.replication.messages import Accepted, Message, Replicate, Snapshot
+from veccluster.decisions.replication.atomic import Decision, Ledger
+from veccluster.decisions.replication.messages import Accepted, Header, Message, Snapshot
 from veccluster.decisions.replication.replica import Replica
-from veccluster.decisions.replication.values import (
-    NO_EPOCH,
-    NOTHING,
-    Configuration,
-    Incarnation,
-    Member,
-    Position,
-    Record,
-)
-from veccluster.model.state import Epoch, NodeId, ReadConsistency, Seq, WriteConsistency
+from veccluster.decisions.replication.values import NO_EPOCH, Configuration, Incarnation, Member, Position
+from veccluster.errors import OutcomeUnknown, Unavailable
+from veccluster.model.state import Epoch, NodeId, ReadConsistency, Revision, Seq, ShardId, WriteConsistency
+from veccluster_node.replica.health import ReplicaHealth
+from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.ports import Ports, Reading
+from veccluster_node.replica.settings import StorageSettings
+from veccluster_node.replica.writes import PrepareRequest, Write
+from veccluster_node.wal.operations import DeleteWhere, Op, Written
 
+SHARD = ShardId("simulated", 0)
 TICK = 0.08
 SILENT_AFTER = 0.35
 REOPEN_AFTER = 0.3
+PATIENCE = 0.5
+"""Seconds that a primary waits for a decision."""
+SETTINGS = StorageSettings(silence=SILENT_AFTER, decision_patience=PATIENCE, queue_bytes=2_000)
+READ_PATIENCE = 0.1
+"""Seconds that a read waits for what it must show."""
+LATE = 1.0
+"""Seconds after which whoever has waited for leave to read should have been told."""
 
 WriteAnswer = Callable[[str, Position | None], None]
 """`acknowledged`, `refused` or `uncertain`, and where it is."""
@@ -32,13 +42,12 @@ ReadAnswer = Callable[[tuple[str, bool] | None, Position | None], None]
 """The version that was read, and the position of the reply; no position when it was refused."""
 
 
-def encode(changes: dict[str, bool]) -> bytes:
-    """A batch: keys, and whether each is deleted."""
-    return ";".join(f"{key}={'-' if deleted else '+'}" for key, deleted in changes.items()).encode()
+@dataclass(frozen=True)
+class Kinds:
+    """What a node is made of; a mutation replaces some of it."""
 
-
-def decode(payload: bytes) -> dict[str, bool]:
-    return {key: sign == "-" for key, _, sign in (part.partition("=") for part in payload.decode().split(";"))}
+    rules: type[Replica] = Replica
+    loop: type[ReplicaLoop] = ReplicaLoop
 
 
 @dataclass
@@ -47,7 +56,7 @@ class Node:
     etcd: Etcd
     checks: Checks
     id: NodeId
-    replica_type: type[Replica]
+    kinds: Kinds
     peers: dict[NodeId, "Node"]
     keeps_incarnation: bool = False
     """A rule removed: a wiped disk goes by its old name."""
@@ -58,51 +67,88 @@ class Node:
     up: bool = False
     boot: int = 0
     stalled_until: float = 0.0
-    table: Table = field(default_factory=dict)
-    results: dict[str, Seq] = field(default_factory=dict)
-    applied: Seq = NOTHING
     serving: Epoch = NO_EPOCH
     """The last epoch that it served."""
+    shard: ShardId = SHARD
 
     def __post_init__(self) -> None:
-        self.disk = Disk(self.world, lambda t: self.feed(on.Synced(t)), lambda: self.feed(on.DiskFailed()))
-        self.etcd.watchers.append(self._watch)
-        self._installing: Base | None = None
+        self.disk = Disk(self.world)
+        self.rows = SimulatedRows(self._new_ledger, lambda record: self.checks.applied(self, record))
+        self.down_since = 0.0
+        self.started: list[Action] = []
+        """What else runs in the process, and begins with it."""
         self._requests = 0
-        self.replica = self.replica_type(self.member, self.disk.now.found(self.applied))
+        self.etcd.watchers.append(self._watch)
+        self._make_loop(self.disk.now)
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger(self.shard.number)
 
     @property
     def member(self) -> Member:
         return Member(self.id, Incarnation(f"{self.id}/{self.number}"))
+
+    @property
+    def replica(self) -> Replica:
+        return self.loop.rules
+
+    @property
+    def table(self) -> Table:
+        return self.rows.table
+
+    @property
+    def applied(self) -> Seq:
+        return Seq(self.rows.applied_seq)
+
+    @property
+    def shown(self) -> Position:
+        """The state that a read sees now, which may be newer than when it got leave."""
+        return Position(self.replica.journal.lineage.epoch_at(self.applied), self.applied)
 
     # -- life
 
     def start(self) -> None:
         """Open what is on the disk."""
         self.up, self.boot, self.stalled_until = True, self.boot + 1, 0.0
+        if installed := self.disk.open():
+            self.checks.installed(self, installed)
         image = self.disk.now
         last = max(image.base.through, min(self.applied, image.last))
-        self._show(image.base)
-        self._installing = None
+        self.rows.show(image.base)
         until = Seq(self.world.rng.randint(image.base.through, last))
         for record in image.log:
             if record.last <= until:
-                self._apply(record)
-        self.replica = self.replica_type(self.member, image.found(self.applied))
-        self._waiting: dict[str, list[WriteAnswer]] = {}
-        self._reading: dict[str, tuple[str, ReadAnswer]] = {}
-        self._heard: dict[Member, float] = {}
+                self.rows.take(record)
+        self._make_loop(image)
         self._etcd_answered = self.world.now
-        self._reopening = self._diverged = False
+        self._reopening = False
         self.world.tell(self.id, f"opened {self.member.incarnation} at {image.last}, applied {self.applied}")
         self.guarded(self.world.rng.uniform(0, TICK), self._tick)
         self.guarded(self.world.rng.uniform(0, 0.05), self._keep_alive)
-        self._read_configuration()
+        self.read_configuration(self.shard)
+        for begin in self.started:
+            begin()
+
+    def _make_loop(self, image: Image) -> None:
+        self.log = SimulatedLog(
+            self.disk,
+            lambda records: self.checks.appended(self, records),
+            lambda epoch: self.checks.promised(self, epoch),
+        )
+        rules = self.kinds.rules(self.member, image.found(self.applied))
+        self.loop = _watched(self.kinds.loop, self)(
+            self.shard,
+            rules,
+            ReplicaHealth(),
+            Ports(self.log, self.rows, self, self, self),
+            SETTINGS,
+            schedule=lambda _: self._schedule(),
+        )
 
     def crash(self) -> None:
         if self.up:
             self.world.tell(self.id, "crashed")
-            self.up = False
+            self.up, self.down_since = False, self.world.now
             self.disk.crash()
 
     def go_back(self, image: Image) -> None:
@@ -134,56 +180,61 @@ class Node:
 
         self.world.after(delay, act)
 
-    # -- events
+    # -- turns, as a pool's thread gives them
 
-    def feed(self, event: on.Event) -> None:
-        self.guarded(0, lambda: self.handle(event))
+    def _schedule(self) -> None:
+        self.guarded(self.world.rng.uniform(0, 0.0003), lambda: self._then(self.loop.begin_turn()))
 
-    def handle(self, event: on.Event) -> None:
-        is_answer = isinstance(event, on.Received) and isinstance(event.message, Accepted)
-        if is_answer and (sender := self.replica.hears(event)):
-            self._heard[sender] = self.world.now
-        effects = self.replica.handle(event)
-        if self._installing and self.replica.journal.applied >= self._installing.through:
-            base, self._installing = self._installing, None
-            self._show(base)
-            self.checks.installed(self, base)
-        for effect in effects:
-            if self.world.trace and not isinstance(effect, do.Send | do.SendRecords | do.Sync):
-                self.world.tell(self.id, effect)
-            self._do(effect)
-        if self.replica.broken:
+    def _then(self, is_sync_due: bool) -> None:
+        if is_sync_due:
+            self.disk.sync(lambda done: self.guarded(0, lambda: self._synced(done)))
+            return
+        if self.loop.end_turn():
+            self._schedule()
+        elif (failure := self.loop.health.failure) and failure.detail.startswith("writing failed"):
+            self.checks.fail(f"{self.id} met with something unforeseen: {failure.detail}")
+        elif not self.loop.mailbox.is_empty:
+            self.checks.fail(f"{self.id} rests although something waits")
+        if self.loop.health.failure or self.loop.health.staged or self.loop.health.divergent:
             self._reopen()
 
+    def _synced(self, done: bool) -> None:
+        self.log.sync_failed = not done
+        self.loop.sync()
+        self._then(self.loop.go_on())
+
+    def feed(self, event: on.Event) -> None:
+        self.guarded(0, lambda: self.loop.feed(event))
+
+    # -- the node around it
+
     def _tick(self) -> None:
-        etcd_is_away = self.world.now - self._etcd_answered > LEASE
-        self.handle(on.Tick(frozenset() if etcd_is_away else self._silent()))
-        if self.replica.primary:
-            for member in self.replica.primary.waiting - {self.member}:
-                self._heard.setdefault(member, self.world.now)
+        self.loop.feed(on.Tick())
         if self.world.chance(0.2):
-            self._read_configuration()
-        image = self.disk.now
-        if self.world.chance(self.world.weather.trims) and self.applied > image.base.through and not self._installing:
-            self.disk.trim(self._base())
-            self.handle(on.Trimmed(Seq(self.applied + 1)))
+            self.read_configuration(self.shard)
+        if self.world.chance(self.world.weather.trims):
+            self.loop.call(self._trim)
         self.guarded(TICK * self.world.rng.uniform(0.8, 1.2), self._tick)
 
-    def _silent(self) -> frozenset[Member]:
-        """Who has not been heard for too long, or is known to have ended: machines that are down may say so."""
-        since = {m: self.world.now - at for m, at in self._heard.items()}
-        ended = {m for m in since if not self.peers[m.node].up and self.world.weather.tells_ends}
-        return frozenset(m for m, seconds in since.items() if seconds > SILENT_AFTER / (5 if m in ended else 1))
+    def _trim(self) -> None:
+        if self.applied > self.disk.now.base.through and not self.loop.health.staged:
+            self.disk.trim(self._base())
+            self.loop.tell(on.Trimmed(Seq(self.applied + 1)))
+
+    def _base(self) -> object:
+        return self.rows.base(self.disk)
 
     def _keep_alive(self) -> None:
-        member, broken, primary = self.member, self.replica.broken, self.replica.primary
-        cut_off = primary is not None and primary.is_cut_off(self._silent())
+        member, is_broken, is_cut_off = self.member, self._is_broken(), self.loop.standing.cut_off
         self.etcd.request(
             self.id,
-            lambda: self.etcd.keep_alive(self.id, member.incarnation, broken=broken, cut_off=cut_off),
+            lambda: self.etcd.keep_alive(self.id, member.incarnation, broken=is_broken, cut_off=is_cut_off),
             lambda said: setattr(self, "_etcd_answered", self.world.now if said else self._etcd_answered),
         )
         self.guarded(0.12, self._keep_alive)
+
+    def _is_broken(self) -> bool:
+        return self.replica.broken or self.loop.health.failure is not None
 
     def _reopen(self) -> None:
         """What a node does about a replica that failed; one that contradicts the others begins anew."""
@@ -192,142 +243,162 @@ class Node:
         self._reopening = True
 
         def again() -> None:
-            if self._diverged and self.etcd.key.primary.node == self.id:
+            if self.loop.health.divergent and self.etcd.key.primary.node == self.id:
                 self.guarded(REOPEN_AFTER, again)
                 return
+            divergent = self.loop.health.divergent
             self.crash()
-            if self._diverged:
+            if divergent:
                 self.lose(corrupt=False)
             self.start()
 
         self.guarded(REOPEN_AFTER, again)
 
-    # -- effects
+    # -- what the loop asks: time
 
-    def _do(self, effect: do.Effect) -> None:
-        match effect:
-            case do.StoreEpoch() | do.Append() | do.Truncate() | do.InstallSnapshot() | do.Sync():
-                self._store(effect)
-            case do.Apply(through):
-                for record in self.disk.now.log:
-                    if self.applied < record.first and record.last <= through:
-                        self.checks.applied(self, record)
-                        self._apply(record)
-            case do.Diverged():
-                if not (self.is_old or self.checks.loss_accepted):
-                    self.checks.fail(f"{self.id} was told that it contradicts the others: {effect}")
-                self._diverged = True
-            case do.BecomePrimary(epoch):
-                self._heard, self.serving = {}, epoch
-                self.checks.became_primary(self, epoch)
-            case do.BecomeFenced():
-                pass
-            case _:
-                self._communicate(effect)
+    def now(self) -> float:
+        return self.world.now
 
-    def _store(self, effect: do.DiskEffect) -> None:
-        if isinstance(effect, do.StoreEpoch):
-            self.checks.promised(self, effect.epoch)
-        elif isinstance(effect, do.Append):
-            self.checks.appended(self, effect.records)
-        elif isinstance(effect, do.InstallSnapshot):
-            assert isinstance(effect.content, Base)
-            self._installing = effect.content
-        if not self.disk.do(effect):
-            self.handle(on.DiskFailed())
+    def time_ns(self) -> int:
+        return int(self.world.now * 1e9)
 
-    def _communicate(self, effect: do.Effect) -> None:
-        match effect:
-            case do.Send(to, message):
-                self._send(to, message)
-            case do.SendRecords(header, after, through):
-                records = tuple(r for r in self.disk.now.log if after < r.first <= through)
-                self._send(header.to, Replicate(header, records))
-            case do.SendSnapshot(header):
-                self._send(header.to, Snapshot(header, self.applied, self._base()))
-            case do.Swap(target, expected):
-                self.etcd.request(
-                    self.id,
-                    lambda: self.etcd.swap(target, expected),
-                    lambda answer: self.feed(
-                        on.Answered(target, on.Outcome.unknown) if answer is None else on.Answered(target, *answer)  # type: ignore[misc]
-                    ),
-                )
-            case do.ReadConfiguration():
-                self._read_configuration()
-            case _:
-                self._answer(effect)
+    def after(self, seconds: float, call: Action) -> None:
+        self.guarded(seconds, call)
 
-    def _answer(self, effect: do.Effect) -> None:
-        match effect:
-            case do.Acknowledge(op_id, position):
-                self.checks.acknowledged(self, op_id, position)
-                self._tell_writers(op_id, "acknowledged", position)
-            case do.Refuse(op_id, _):
-                self._tell_writers(op_id, "refused", None)
-            case do.Uncertain(op_id, _):
-                self._tell_writers(op_id, "uncertain", None)
-            case do.Serve(request, position):
-                key, answer = self._reading.pop(request)
-                version = self.table.get(key)
-                self.world.send(self.id, "client", lambda: answer(version, position))
-            case do.RefuseRead(request, _):
-                _, answer = self._reading.pop(request)
-                self.world.send(self.id, "client", lambda: answer(None, None))
+    # -- the network
 
-    def _tell_writers(self, op_id: str, outcome: str, position: Position | None) -> None:
-        for answer in self._waiting.pop(op_id, []):
-            self.world.send(self.id, "client", lambda answer=answer: answer(outcome, position))
-
-    def _send(self, to: Member, message: Message) -> None:
+    def send(self, shard: ShardId, to: Member, message: Message) -> None:
         if isinstance(message, Accepted):
             self.checks.said(self, message)
         target = self.peers[to.node]
         self.world.send(self.id, to.node, lambda: target.feed(on.Received(message, self.id)) if target.up else None)
 
-    def _read_configuration(self) -> None:
+    def takes_records(self, shard: ShardId, to: Member) -> bool:
+        return True
+
+    def has_ended(self, to: Member) -> bool:
+        """Whether it has been down for a while, where machines that are down say so."""
+        target = self.peers[to.node]
+        is_down = not target.up and self.world.now > target.down_since + SILENT_AFTER / 5
+        return self.world.weather.tells_ends and is_down
+
+    def offer_snapshot(self, shard: ShardId, header: Header) -> None:
+        self.send(shard, header.to, Snapshot(header, self.applied, self._base()))
+
+    # -- etcd
+
+    def reaches_etcd(self) -> bool:
+        return self.world.now - self._etcd_answered <= LEASE
+
+    def swap(self, shard: ShardId, target: Configuration, expected: Revision) -> None:
+        self.etcd.request(
+            self.id,
+            lambda: self.etcd.swap(target, expected),
+            lambda answer: self.feed(
+                on.Answered(target, on.Outcome.unknown) if answer is None else on.Answered(target, *answer)  # type: ignore[misc]
+            ),
+        )
+
+    def read_configuration(self, shard: ShardId) -> None:
         self.etcd.request(self.id, lambda: self.etcd.key, self._seen)
+
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        raise AssertionError("there are no transactions here")
+
+    def changed(self, shard: ShardId) -> None:
+        pass
 
     def _watch(self, now: Configuration) -> None:
         if self.up and self.id not in self.etcd.away:
-            self.guarded(self.world.rng.uniform(0.001, 0.03), lambda: self.handle(on.Seen(now)))
+            self.guarded(self.world.rng.uniform(0.001, 0.03), lambda: self.loop.feed(on.Seen(now)))
 
     def _seen(self, now: object | None) -> None:
         if isinstance(now, Configuration):
             self.feed(on.Seen(now))
 
-    def _show(self, base: Base) -> None:
-        self.table, self.results, self.applied = dict(base.table), dict(base.results), base.through
-
-    def _apply(self, record: Record) -> None:
-        for key, deleted in decode(record.payload).items():
-            self.table[key] = (record.op_id, deleted)
-        self.results[record.op_id] = record.last
-        self.applied = record.last
-
-    def _base(self) -> Base:
-        return Base(self.applied, self.disk.now.lineage().cut(self.applied), dict(self.table), dict(self.results))
-
     # -- clients
 
     def write(self, op_id: str, changes: dict[str, bool], level: WriteConsistency, answer: WriteAnswer) -> None:
-        def ask() -> None:
-            if self.disk.full and op_id not in self.results:
-                answer("refused", None)
-                return
-            self._waiting.setdefault(op_id, []).append(answer)
-            self.handle(on.Write(op_id, len(changes), encode(changes), level, self.results.get(op_id)))
+        self.guarded(0, lambda: self.order(op_id, ops_of(changes), level, answer))
 
-        self.guarded(0, ask)
+    def order(self, op_id: str, ops: list[Op] | DeleteWhere, level: WriteConsistency, answer: WriteAnswer) -> None:
+        write = Write(ops, op_id, self.time_ns(), level, 1)
+        write.future.add_done_callback(lambda f: self._written(f, answer))
+        self.put(write)
+
+    def put(self, item: Write | PrepareRequest) -> None:
+        """Have something ordered, as the product's replica does."""
+        try:
+            self.loop.put(item, bounded=True)
+            item.future.add_done_callback(lambda _: self.loop.mailbox.release(item.size))
+        except Unavailable as error:
+            item.future.set_exception(error)
+
+    def _written(self, future: Future[Written], answer: WriteAnswer) -> None:
+        error = future.exception()
+        if error is not None:
+            outcome, position = "uncertain" if isinstance(error, OutcomeUnknown) else "refused", None
+        else:
+            done = future.result()
+            outcome, position = "acknowledged", Position(Epoch(done.epoch), Seq(done.last_seq))
+        self.answer(lambda: answer(outcome, position))
+
+    def answer(self, answer: Action) -> None:
+        """Say something to a client, if the process is still there to say it."""
+        if self.up:
+            self.world.send(self.id, "client", answer)
 
     def read(self, key: str, level: ReadConsistency, at_least: Seq, answer: ReadAnswer) -> None:
-        def ask() -> None:
-            self._requests += 1
-            self._reading[str(self._requests)] = (key, answer)
-            self.handle(on.Read(str(self._requests), level, at_least))
+        def read(future: Future[Position]) -> None:
+            position = None if future.exception() else self.shown
+            version = self.table.get(key) if position else None
+            self.answer(lambda: answer(version, position))
 
-        self.guarded(0, ask)
+        self.guarded(0, lambda: self.ask_leave(level, at_least, read))
+
+    def ask_leave(self, level: ReadConsistency, at_least: Seq, then: Callable[[Future[Position]], None]) -> None:
+        self._requests += 1
+        reading = Reading(f"read-{self._requests}", level, at_least, self.world.now + READ_PATIENCE)
+        reading.future.add_done_callback(then)
+        self.loop.may_read(reading)
+        if level is not ReadConsistency.strong:  # those wait for the others, however long
+            self._expect(reading.future, f"a read that shows {at_least}")
+
+    def _expect(self, future: "Future[Position]", what: str) -> None:
+        """Somebody is told something in time, unless the process stood still or ended."""
+        asked, boot = self.world.now, self.boot
+
+        def look() -> None:
+            if self.boot == boot and self.up and self.stalled_until < asked and not future.done():
+                self.checks.fail(f"{self.id} has not answered {what} since {asked:.3f}")
+
+        self.world.after(READ_PATIENCE + LATE, look)
 
     def position(self, answer: Callable[[Position], None]) -> None:
         """How far the log is durable (quorum reads)."""
-        self.guarded(0, lambda: self.world.send(self.id, "client", lambda at=self.replica.journal.position: answer(at)))
+        self.guarded(
+            0,
+            lambda: self.loop.call(lambda: self.replica.journal.position).add_done_callback(
+                lambda f: self.answer(lambda: answer(f.result()))
+            ),
+        )
+
+
+def _watched(loop: type[ReplicaLoop], node: Node) -> type[ReplicaLoop]:
+    """The loop with a judge who looks at what it carries out."""
+
+    class Ready(loop.ready_type):  # type: ignore[name-defined,misc]
+        def carry_out(self, effect: do.Effect) -> object:
+            if node.world.trace and not isinstance(effect, do.Send | do.SendRecords | do.Sync):
+                node.world.tell(node.id, effect)
+            match effect:
+                case do.Diverged() if not (node.is_old or node.checks.loss_accepted):
+                    node.checks.fail(f"{node.id} was told that it contradicts the others: {effect}")
+                case do.BecomePrimary(epoch):
+                    node.serving = epoch
+                    node.checks.became_primary(node, epoch)
+                case do.Acknowledge(op_id, position):
+                    node.checks.acknowledged(node, op_id, position)
+            return super().carry_out(effect)
+
+    return type(loop.__name__, (loop,), {"ready_type": Ready})

@@ -8,13 +8,14 @@ from simulation.clients import Client
 from simulation.etcd import Etcd
 from simulation.faults import Faults
 from simulation.leader import Leader, initial
-from simulation.node import Node
+from simulation.node import Kinds, Node
 from simulation.stranger import Stranger
 from simulation.world import World
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import NodeId
+from veccluster_node.replica.loop import ReplicaLoop
 
 STORM = 6.0
 CALM = 3.0
@@ -27,6 +28,7 @@ class Rules:
     """The rules in force; a mutation replaces some of them."""
 
     replica: type[Replica] = Replica
+    loop: type[ReplicaLoop] = ReplicaLoop
     decide: Callable[..., Iterable[failover.Action]] = failover.decide
     keeps_incarnation: bool = False
     """Whether a disk that lost its contents goes by its old name."""
@@ -60,15 +62,16 @@ class Simulation:
         self.etcd = Etcd(world, None)  # type: ignore[arg-type] # it takes nodes to make the key
         self.checks = Checks(world, self.etcd)
         self.nodes: dict[NodeId, Node] = self.checks.nodes
-        replica = _with_window(rules.replica, world.weather.window)
+        kinds = Kinds(_with_window(rules.replica, world.weather.window), rules.loop)
         for number in range(world.weather.nodes):
             name = NodeId(f"n{number}")
-            self.nodes[name] = Node(world, self.etcd, self.checks, name, replica, self.nodes, rules.keeps_incarnation)
+            self.nodes[name] = Node(world, self.etcd, self.checks, name, kinds, self.nodes, rules.keeps_incarnation)
         self.everyone = list(self.nodes.values())
         self.etcd.key = initial(self.everyone, world.weather.replicas, world.weather.min_in_sync)
         self.etcd.watchers.insert(0, self.checks.watch)
         compares, is_fenced = rules.leader_compares, rules.leader_is_fenced
-        self._leaders = {n.id: Leader(n, rules.decide, compares=compares, is_fenced=is_fenced) for n in self.everyone}
+        for node in self.everyone:
+            Leader(node, rules.decide, compares=compares, is_fenced=is_fenced)
         self.clients = [
             Client(n, world, self.everyone, self.checks, rules.quorum_asks_anyone) for n in range(world.weather.clients)
         ]
@@ -93,7 +96,6 @@ class Simulation:
         """Start a node that is down."""
         if not node.up:
             node.start()
-            self._leaders[node.id].start()
 
     def run_until(self, end: float) -> None:
         self.world.run_until(end)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from random import Random
 
 from simulation.etcd import Etcd
-from simulation.node import Node, encode
+from simulation.node import Node
+from simulation.rows import ops_of
 from simulation.world import World
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Message, Rejected, Replicate
 from veccluster.decisions.replication.values import Incarnation, Member, Record
 from veccluster.model.state import Epoch, NodeId, Seq
+from veccluster_node.wal.operations import encode_batch
 
 HUGE = Epoch(1 << 60)
 NOBODY = NodeId("nobody")
@@ -76,5 +78,6 @@ class Stranger:
         if self._rng.random() < 0.3:
             return Replicate(header)
         self._said += 1
-        record = Record(epoch, Seq(journal.last + 1), 1, f"forged.{self._said}", encode({"k0": False}))
+        name = f"forged.{self._said}"
+        record = Record(epoch, Seq(journal.last + 1), 1, name, encode_batch(0, name, ops_of({"k0": False})))
         return Replicate(header, (record,))

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from simulation.disk import Base, Disk, Image
+from simulation.disk import Base, Disk, Image, SimulatedLog
 from simulation.world import World
 from support.storage import SMALL, spec, upsert
 from veccluster.decisions.replication import effects as do
@@ -88,20 +88,49 @@ class Simulated:
 
     def __init__(self) -> None:
         self.world = World(1)
+        self.disk = Disk(self.world)
+        self.log = SimulatedLog(self.disk, lambda _: None, lambda _: None)
+        self.asked: list[int] = []
         self.synced: list[int] = []
-        self.disk = Disk(self.world, self.synced.append, lambda: None)
+        self.is_syncing = False
 
     def do(self, effect: do.DiskEffect) -> None:
-        assert self.disk.do(effect)
+        match effect:
+            case do.StoreEpoch(epoch):
+                self.log.store_epoch(epoch)
+            case do.Append(records):
+                self.log.append(records)
+            case do.Truncate(seq):
+                self.log.truncate(seq)
+            case do.InstallSnapshot(_, _, content):
+                self.log.stage(content)
+                self.disk.open()
+                self.is_syncing = False
+            case do.Sync(ticket):
+                self.asked.append(ticket)
+                self._sync()
+
+    def _sync(self) -> None:
+        if not self.is_syncing and self.asked:
+            ticket, self.is_syncing = self.asked[-1], True
+            self.disk.sync(lambda _: self._ended(ticket))
+
+    def _ended(self, ticket: int) -> None:
+        self.is_syncing = False
+        self.synced += [t for t in self.asked if t <= ticket]
+        self.asked = [t for t in self.asked if t > ticket]
+        self._sync()
 
     def settle(self) -> list[int]:
+        self._sync()
         self.world.run_until(self.world.now + 60)
-        synced, self.synced[:] = self.synced[:], []
+        synced, self.synced = self.synced, []
         return synced
 
     def crash(self, rng: Random) -> None:
         self.world.rng = rng
         self.disk.crash()
+        self.asked, self.is_syncing = [], False
 
     def image(self) -> Image:
         return self.disk.now

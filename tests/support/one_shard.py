@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from support.storage import SMALL, spec
+from support.storage import POOL, SMALL, spec
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Batch, Decision
 from veccluster.decisions.replication.atomic_deciding import Known, made_at
@@ -14,9 +14,9 @@ from veccluster.decisions.replication.messages import Header, Message, Snapshot
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, ShardId
 from veccluster_node.replica import snapshots
+from veccluster_node.replica.ports import Standing
 from veccluster_node.replica.replica import Replica
 from veccluster_node.replica.settings import StorageSettings
-from veccluster_node.replica.surroundings import Standing
 
 TICK = 0.05
 
@@ -65,7 +65,13 @@ class Shard:
         around = Around(self, node)
         path = self.root / f"{node}-{self.members[node].incarnation}"
         replica = Replica.open(
-            path, spec(), self.settings, builds=threading.Semaphore(1), me=self.members[node], surroundings=around
+            path,
+            spec(),
+            self.settings,
+            builds=threading.Semaphore(1),
+            me=self.members[node],
+            surroundings=around,
+            pool=POOL,
         )
         self.replicas[node] = replica
         replica.feed(on.Seen(self.key))

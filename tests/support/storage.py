@@ -16,6 +16,7 @@ from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, IndexParameters, Member, Metric, NodeId, Revision, ShardId
+from veccluster_node.replica.pool import LoopPool
 from veccluster_node.replica.replica import Query, Replica, ReplicaSpec, StorageSettings
 from veccluster_node.wal.operations import Delete, DeleteWhere, Op, Upsert, Written
 
@@ -28,6 +29,8 @@ SMALL = StorageSettings(
 """Nothing is built unless a test asks for it, and then without a graph."""
 GRAPHS = replace(SMALL, limits=replace(SMALL.limits, graph_rows=1))
 """As SMALL, but whatever is built has a graph."""
+
+POOL = LoopPool()
 
 _op_ids = count()
 
@@ -103,7 +106,7 @@ class Alone:
 def open_alone(path: Path, of: ReplicaSpec, settings: StorageSettings) -> Replica:
     """Open the only replica of a shard, and wait until it serves."""
     alone = Alone()
-    replica = Replica.open(path, of, settings, builds=threading.Semaphore(1), me=ME, surroundings=alone)
+    replica = Replica.open(path, of, settings, builds=threading.Semaphore(1), me=ME, surroundings=alone, pool=POOL)
     alone.show(replica)
     return replica
 

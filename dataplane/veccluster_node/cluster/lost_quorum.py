@@ -22,7 +22,7 @@ from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.replica.inspection import Inspection
-from veccluster_node.replica.surroundings import Standing
+from veccluster_node.replica.ports import Standing
 from veccluster_node.runtime.identity import Identity
 from veccluster_node.shards.host import ShardHost
 

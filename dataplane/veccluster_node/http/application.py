@@ -19,7 +19,7 @@ from veccluster_node.http.routes import Api
 from veccluster_node.http.web_pages import WebPages
 from veccluster_node.node.data_node import DataNode
 from veccluster_node.peer.messages import ShardReport
-from veccluster_node.replica.surroundings import Standing
+from veccluster_node.replica.ports import Standing
 from veccluster_node.runtime.budget import Budget
 from veccluster_node.runtime.door import Door, DoorSite
 from veccluster_node.runtime.metrics import Measures

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from veccluster.model.state import ShardId
 from veccluster_node.peer.messages import ShardReport
-from veccluster_node.replica.surroundings import Standing
+from veccluster_node.replica.ports import Standing
 from veccluster_node.runtime.metrics import Measures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

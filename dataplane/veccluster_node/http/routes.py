@@ -369,7 +369,8 @@ class Api:
         state = self.node.state
         reports, answers = await self.node.coordinator.reports()
         answering = {node: answer is not None for node, answer in answers.items()}
-        verdict = self.node.verdict(answering)
+        opening = {node: answer.opening for node, answer in answers.items() if answer}
+        verdict = self.node.verdict(answering, opening)
         if why := self.node.why_not_ready():
             verdict = verdict.because(f"Node {self.node.id} is not ready: {why}.")
         missing = {s.id for s in state.shards.values()} - {r.shard for r in reports}

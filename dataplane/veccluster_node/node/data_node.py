@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -193,10 +193,18 @@ class DataNode:
         shards = self._reconciler.recovering() if self._reconciler else []
         return [f"{names.get(i.collection, i.collection)}/{i.number}" for i in shards]
 
-    def verdict(self, answering: Mapping[NodeId, bool]) -> Verdict:
-        """The health of the cluster as this node sees it; `answering` says who gave an answer just now."""
-        away = self._metadata_away()
-        return judge(self.state, answering=answering, metadata_away=away, not_admitted=self._not_admitted)
+    def verdict(self, answering: Mapping[NodeId, bool], opening: Mapping[NodeId, Sequence[str]]) -> Verdict:
+        """The health of the cluster as this node sees it; `answering` says who gave an answer just now, and `opening`
+        which shards each of those is opening: what etcd has of that is up to a second old.
+        """
+        away, state = self._metadata_away(), self.state
+        fresh = {
+            n: msgspec.structs.replace(load, recovering=tuple(opening[n]))
+            for n, load in state.alive.items()
+            if n in opening
+        }
+        state = msgspec.structs.replace(state, alive={**state.alive, **fresh})
+        return judge(state, answering=answering, metadata_away=away, not_admitted=self._not_admitted)
 
     def _metadata_away(self) -> float:
         """Seconds since etcd was lost; 0 while the lease is held. More than 0 from the first moment."""

@@ -14,16 +14,18 @@ import structlog
 
 from veccluster import backoff, failpoints
 from veccluster.decisions.generations import Build, ShardState, decide, drops_the_list_before, room_for, that_fits
+from veccluster.decisions.replication import events as on
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster_node.engine import generations
 from veccluster_node.engine.build import Child, Job
-from veccluster_node.engine.feed import Slot
+from veccluster_node.engine.feed import LocalFeed, Slot
 from veccluster_node.engine.generations import Shelf
 from veccluster_node.engine.records import Snapshots
 from veccluster_node.replica import evidence
-from veccluster_node.replica.recovery import ROWS, resident
+from veccluster_node.replica.disk import ReplicaDisk
+from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.recovery import ROWS, Recovered, resident
 from veccluster_node.replica.settings import ReplicaSpec, StorageSettings
-from veccluster_node.replica.writer import Writer
 from veccluster_node.runtime.files import TreeSize, disk_usage, reason
 
 _LOOK = 2.0
@@ -41,8 +43,9 @@ class Builder:
         path: Path,
         spec: ReplicaSpec,
         settings: StorageSettings,
-        writer: Writer,
-        shelf: Shelf,
+        loop: ReplicaLoop,
+        disk: ReplicaDisk,
+        recovered: Recovered,
         builds: threading.Semaphore,
     ) -> None:
         self.building = False
@@ -55,8 +58,11 @@ class Builder:
         self._path = path
         self._spec = spec
         self._settings = settings
-        self._writer = writer
-        self._shelf = shelf
+        self._loop = loop
+        self._disk = disk
+        self._log, self._records = recovered.log, recovered.records
+        self._feed: LocalFeed = recovered.feed
+        self._shelf: Shelf = recovered.shelf
         self._builds = builds
         self._failures = 0
         self._tail_since: float | None = None
@@ -129,7 +135,7 @@ class Builder:
                 exc_info=None if isinstance(error, VecClusterError | OSError) else error,
             )
         if isinstance(error, StorageCorrupt):
-            self._writer.poison(error)
+            self._fail(error)
 
     def _step(self) -> bool:
         """Do the one thing that helps most; False when there is nothing to do."""
@@ -137,7 +143,7 @@ class Builder:
             self._take_out(self._damaged[0])
             self._damaged.pop(0)
         forced = self._forced[:]
-        if self._writer.state.failure or not self._decide(force=bool(forced)):
+        if self._loop.health.failure or not self._decide(force=bool(forced)):
             for done in forced:
                 done.set()
                 self._forced.remove(done)
@@ -153,7 +159,7 @@ class Builder:
 
     def _decide(self, *, force: bool) -> tuple[Build, int] | None:
         """What to build, and the seq through which rows are applied now."""
-        shard, applied = self._writer.call(self._state).result()
+        shard, applied = self._loop.call(self._state).result()
         build = decide(shard, self._settings.limits, force=force)
         fits = that_fits(shard, build, self._settings.limits) if build else None
         self.waits = None
@@ -165,8 +171,7 @@ class Builder:
         return (fits, applied) if fits else None
 
     def _state(self) -> tuple[ShardState, int]:
-        state = self._writer.state
-        feed, log, applied = state.feed, state.log, state.records.applied_seq
+        feed, log, applied = self._feed, self._log, self._records.applied_seq
         operations = applied - feed.tail.after
         now = time.monotonic()
         self._tail_since = (self._tail_since or now) if operations else None
@@ -180,7 +185,7 @@ class Builder:
             tail_operations=operations,
             log_bytes=log.size_behind(feed.tail.after),
             all_log_bytes=log.size,
-            row_bytes=state.records.bytes_in_use(),
+            row_bytes=self._records.bytes_in_use(),
             list_bytes=sum(map(self._shelf.size_of, names)),
             spare_bytes=sum(self._shelf.size_of(name) for name in previous if name not in names),
             spare_log_bytes=log.size - log.size_behind(feed.tail.after) if previous != names else 0,
@@ -191,9 +196,9 @@ class Builder:
         return shard, applied
 
     def _build(self, build: Build, applied: int) -> None:
-        slots = self._writer.state.feed.slots
+        slots = self._feed.slots
         merged = slots[build.first : build.last]
-        after = merged[0].after if merged else self._writer.state.feed.tail.after
+        after = merged[0].after if merged else self._feed.tail.after
         through = applied if build.tail else merged[-1].through
         out = self._shelf.new_directory(after, through)
         base = slots[build.base] if build.base is not None and not self._failures else None
@@ -234,7 +239,7 @@ class Builder:
 
     def _take_out(self, name: str) -> None:
         """Put the rows of a damaged generation in its place, if it is still in use."""
-        feed = self._writer.state.feed
+        feed = self._feed
         at = next((i for i, slot in enumerate(feed.slots) if slot.name == name and not slot.damaged), None)
         if at is None:
             return
@@ -247,7 +252,7 @@ class Builder:
         finally:
             snapshots.close()
         slot = Slot(name, after, through, segment, damaged=True)
-        self._in_writer(lambda: feed.replace(at, at + 1, slot, floor=floor))
+        self._in_loop(lambda: feed.replace(at, at + 1, slot, floor=floor))
         self._shelf.set_aside(name)
 
     def _open(self, path: Path) -> generations.Generation:
@@ -259,12 +264,12 @@ class Builder:
 
     def _switch(self, build: Build, slot: Slot, floor: int) -> None:
         """Put a generation to use, then trim what two lists of generations cover and need no more."""
-        feed = self._writer.state.feed
+        feed = self._feed
         names = [s.name for s in feed.slots]
         names[build.first : build.last] = [slot.name]
         self._shelf.switch(names)
         self._tail_since = None if build.tail else self._tail_since
-        self._in_writer(lambda: feed.replace(build.first, build.last, slot, floor=floor))
+        self._in_loop(lambda: feed.replace(build.first, build.last, slot, floor=floor))
         self._trim()
 
     def _trim(self) -> None:
@@ -277,23 +282,23 @@ class Builder:
         if covered:
             durable = self._sync_rows()
             failpoints.hit("trim")
-            self._in_writer(lambda: self._writer.trim(min(covered, durable)))
+            self._in_loop(lambda: self._forget_log(min(covered, durable)))
 
     def _tidy(self) -> None:
         """Give back to the disk what nothing needs any more, in steps between which writes go on."""
-        if self._closing.is_set() or self._writer.state.failure:
+        if self._closing.is_set() or self._loop.health.failure:
             return
-        shard, applied = self._writer.call(self._state).result()
+        shard, applied = self._loop.call(self._state).result()
         if drops_the_list_before(shard, self._settings.limits):
             self._shelf.switch(self._shelf.current.generations)
             self._trim()
-        records = self._writer.state.records
-        while not self._closing.is_set() and self._writer.call(records.give_back).result():
+        records = self._records
+        while not self._closing.is_set() and self._loop.call(records.give_back).result():
             pass
         if applied == self._applied:
-            self._writer.call(records.rest).result()
+            self._loop.call(records.rest).result()
         self._applied = applied
-        if not self._writer.state.damaged and time.monotonic() >= self._forget_at:
+        if not self._loop.health.divergent and time.monotonic() >= self._forget_at:
             self._forget_at = time.monotonic() + _FORGET_EVERY
             is_full = disk_usage(self._path) >= self._settings.full_at
             evidence.forget(self._path, older_than=0 if is_full else evidence.KEPT)
@@ -303,13 +308,19 @@ class Builder:
         in everything, as with the log: what it holds is known when it has been opened again.
         """
         try:
-            return self._writer.state.records.sync()
+            return self._records.sync()
         except Unavailable as error:
-            self._writer.poison(error)
+            self._fail(error)
             raise
 
-    def _in_writer(self, function: Callable[[], None]) -> None:
-        self._writer.call(function).result()
+    def _forget_log(self, through: int) -> None:
+        self._loop.tell(on.Trimmed(self._disk.trim(through)))
+
+    def _fail(self, error: VecClusterError) -> None:
+        self._loop.call(lambda: self._loop.fail(error))
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        self._loop.call(function).result()
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ from veccluster.decisions.replication.values import EMPTY as NO_LINEAGE
 from veccluster.decisions.replication.values import Lineage, Position
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import Epoch
-from veccluster_node.replica.conductor import Conductor
+from veccluster_node.replica.loop import ReplicaLoop
 from veccluster_node.replica.recovery import Recovered
 
 log = structlog.get_logger(__name__)
@@ -30,17 +30,17 @@ class Inspection:
     lineage: Lineage = NO_LINEAGE
 
 
-def inspect(recovered: Recovered, state: Conductor) -> Inspection:
-    """Look at an open copy, in its writer's thread."""
-    trouble, is_mendable = _trouble(recovered, state)
-    journal = state.rules.journal
-    committed = min(state.rules.commit, journal.position.seq)
+def inspect(recovered: Recovered, loop: ReplicaLoop) -> Inspection:
+    """Look at an open copy, in its loop."""
+    trouble, is_mendable = _trouble(recovered, loop)
+    journal = loop.rules.journal
+    committed = min(loop.rules.commit, journal.position.seq)
     return Inspection(
         durable=journal.position,
         epoch=journal.epoch,
         vectors=recovered.records.live,
         written_ns=_written(recovered, journal.position),
-        doubt=None if trouble else state.damaged,
+        doubt=None if trouble else loop.health.divergent,
         trouble=trouble,
         is_mendable=is_mendable,
         committed=Position(journal.lineage.epoch_at(committed), committed),
@@ -48,16 +48,16 @@ def inspect(recovered: Recovered, state: Conductor) -> Inspection:
     )
 
 
-def _trouble(recovered: Recovered, state: Conductor) -> tuple[str | None, bool]:
+def _trouble(recovered: Recovered, loop: ReplicaLoop) -> tuple[str | None, bool]:
     """Why it cannot become primary, and whether opening it again may end that."""
     if recovered.broken:
         return recovered.broken, False
-    if state.staged:
+    if loop.health.staged:
         return "another replica's snapshot is about to take its place", True
-    if state.failure:
-        return state.failure.detail, True
-    if state.rules.broken:
-        return state.damaged or "it contradicts its primary", False
+    if loop.health.failure:
+        return loop.health.failure.detail, True
+    if loop.rules.broken:
+        return loop.health.divergent or "it contradicts its primary", False
     return None, False
 
 

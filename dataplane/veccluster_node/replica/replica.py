@@ -10,6 +10,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from veccluster import failpoints
 from veccluster.decisions.filters import Filter
@@ -17,19 +20,25 @@ from veccluster.decisions.integrity import Digest
 from veccluster.decisions.replication import atomic
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic_deciding import Known
+from veccluster.decisions.replication.replica import Replica as Rules
 from veccluster.decisions.replication.values import Member, Position
-from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster.errors import InvalidRequest, StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
+from veccluster_node.engine.distance import unusable
 from veccluster_node.engine.search import Hit, Query, Reader, Results, Rows, Stored, Total
 from veccluster_node.engine.stopping import NEVER, Stop
 from veccluster_node.replica import scrub as scrubs
 from veccluster_node.replica.builder import Builder
-from veccluster_node.replica.deciding import Settling
+from veccluster_node.replica.disk import LocalRows, ReplicaDisk
+from veccluster_node.replica.health import ReplicaHealth
 from veccluster_node.replica.inspection import Inspection, inspect
+from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.participant import Settling
+from veccluster_node.replica.pool import LoopPool
+from veccluster_node.replica.ports import Ports, Reading, Standing, Surroundings
 from veccluster_node.replica.recovery import ROWS, Recovered, recover
 from veccluster_node.replica.settings import ReplicaSpec, ReplicaStats, StorageSettings
-from veccluster_node.replica.surroundings import Reading, Standing, Surroundings
-from veccluster_node.replica.writer import Writer
+from veccluster_node.replica.writes import PrepareRequest, Write
 from veccluster_node.runtime.files import make_directory, reason
 from veccluster_node.wal.operations import Delete, DeleteWhere, Looked, Op, Prepare, Upsert, Written, encode_content
 
@@ -50,6 +59,9 @@ __all__ = [
 ]
 
 
+_T = TypeVar("_T")
+
+
 class Replica:
     """Use `Replica.open`. Every method may be called from any thread; all but `write` block."""
 
@@ -63,6 +75,7 @@ class Replica:
         lock: int,
         me: Member,
         surroundings: Surroundings,
+        pool: LoopPool,
     ) -> None:
         self.path = path
         self.spec = spec
@@ -74,7 +87,19 @@ class Replica:
         self._scrub_turn = threading.Lock()
         self._scrub_change = threading.Lock()
         self._scrubbing = threading.Event()
-        self._writer = Writer(path, spec, settings, recovered, surroundings, me, applied=self._applied)
+        self._ended = threading.Event()
+        disk = ReplicaDisk(path, recovered.log, settings)
+        rows = LocalRows(recovered.records, recovered.feed)
+        self._loop = ReplicaLoop(
+            spec.shard,
+            Rules(me, recovered.found),
+            ReplicaHealth.of(spec.shard, recovered.broken, recovered.damaged),
+            Ports(disk, rows, surroundings, surroundings, pool),
+            settings,
+            schedule=pool.schedule,
+            applied=self._applied,
+            ended=self._ended.set,
+        )
         self._reader = Reader(
             path / ROWS,
             recovered.feed,
@@ -83,7 +108,7 @@ class Replica:
             index=spec.index,
             scan_rows=settings.scan_rows,
         )
-        self._builder = Builder(path, spec, settings, self._writer, recovered.shelf, builds)
+        self._builder = Builder(path, spec, settings, self._loop, disk, recovered, builds)
 
     @classmethod
     def open(
@@ -95,6 +120,7 @@ class Replica:
         builds: threading.Semaphore,
         me: Member,
         surroundings: Surroundings,
+        pool: LoopPool,
     ) -> "Replica":
         """Open the shard in directory `path` after whatever happened to it, or make an empty one.
 
@@ -113,7 +139,7 @@ class Replica:
             raise _cannot_open(spec, error) from error
         try:
             _lock(lock, settings.lock_timeout)
-            return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings)
+            return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings, pool)
         except BlockingIOError as error:
             os.close(lock)
             raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
@@ -137,29 +163,29 @@ class Replica:
     @property
     def failure(self) -> VecClusterError | None:
         """Why it takes no more writes although it did when it was opened; opening it again may mend that."""
-        return None if self._recovered.broken else self._writer.state.failure
+        return None if self._recovered.broken else self._loop.health.failure
 
     @property
     def damaged(self) -> str | None:
         """Why this copy may lack what was acknowledged: where there are others, it should begin anew."""
-        return self._writer.state.damaged
+        return self._loop.health.divergent
 
     @property
     def staged(self) -> bool:
         """Whether another replica's snapshot lies ready: opening the replica again puts it in its place."""
-        return self._writer.state.staged
+        return self._loop.health.staged
 
     @property
     def standing(self) -> Standing:
         """Where it stood a moment ago."""
-        return self._writer.state.standing
+        return self._loop.standing
 
     @property
     def read_only(self) -> str | None:
         """Why it takes no writes, if it takes none."""
         if self._recovered.broken:
             return self._recovered.broken
-        failure = self._writer.state.failure
+        failure = self._loop.health.failure
         return failure.detail if failure else None
 
     @property
@@ -169,7 +195,7 @@ class Replica:
 
     def feed(self, event: on.Event) -> None:
         """Tell it what happened; returns at once."""
-        self._writer.feed(event)
+        self._loop.feed(event)
 
     def write(
         self,
@@ -186,7 +212,10 @@ class Replica:
         `Unavailable` (a disk that failed): nothing was stored; `StorageCorrupt`: the shard is read-only;
         `OutcomeUnknown`: it may show.
         """
-        return self._writer.write(ops, op_id=op_id, time_ns=time_ns, level=level)
+        size = 0 if isinstance(ops, DeleteWhere) else sum(_size(op) for op in ops)
+        write = Write(ops, op_id, time_ns, level, size)
+        self._order(ops, write, write.future)
+        return write.future
 
     def prepare(
         self,
@@ -203,17 +232,43 @@ class Replica:
         Errors of the future are those of `write`, after any of which but `InvalidRequest` it may be prepared.
         """
         prepare = Prepare(batch.operation, batch.attempt, tuple(participants), len(ops), encode_content(ops))
-        return self._writer.prepare(prepare, ops, time_ns=time_ns, level=level)
+        request = PrepareRequest(prepare, time_ns, level, len(prepare.content))
+        self._order(ops, request, request.future)
+        return request.future
+
+    def _order(self, ops: Sequence[Op] | DeleteWhere, item: Write | PrepareRequest, future: "Future[_T]") -> None:
+        try:
+            self._check(ops)
+            self._loop.put(item, bounded=True)
+            future.add_done_callback(lambda _: self._loop.mailbox.release(item.size))
+        except VecClusterError as error:
+            future.set_exception(error)
+
+    def _check(self, ops: Sequence[Op] | DeleteWhere) -> None:
+        """The last gate before the log: nothing that a build could choke on gets in."""
+        if isinstance(ops, DeleteWhere):
+            return
+        if not ops:
+            raise InvalidRequest("a batch must hold at least one operation")
+        upserts = [op for op in ops if isinstance(op, Upsert)]
+        wrong = [op.id for op in upserts if len(op.vector) != 4 * self.spec.dimension]
+        if not wrong and upserts:
+            vectors = np.frombuffer(b"".join(op.vector for op in upserts), "<f4").reshape(len(upserts), -1)
+            wrong = [op.id for op, bad in zip(upserts, unusable(self.spec.metric, vectors), strict=True) if bad]
+        if wrong:
+            reason = f"must be {self.spec.dimension} finite numbers, of a length that {self.spec.metric} can measure"
+            errors = [{"field": "vector", "id": i, "reason": reason} for i in wrong]
+            raise InvalidRequest(f"{len(wrong)} vectors cannot be stored", errors)
 
     def settle(self, batch: atomic.Batch, level: WriteConsistency = WriteConsistency.one) -> Future[Written]:
         """Wait until what was decided about a batch is applied here, and cannot be lost; `NotPrimary` otherwise."""
         settling = Settling(batch, level)
-        self._writer.settle(settling)
+        self._loop.settle(settling)
         return settling.future
 
     def know(self, known: Known) -> None:
         """Tell it what etcd says of batches over several shards; returns at once."""
-        self._writer.know(known)
+        self._loop.learn(known)
 
     def showing(self) -> atomic.Showing:
         """What is applied of batches over several shards."""
@@ -226,25 +281,21 @@ class Replica:
         The result is the position that whatever is read from now on shows, at least. `NotPrimary`, `ReplicaBehind`: ask
         another replica. `quorum` is asked for as `session`, with what the others said.
         """
-        now = self.standing
-        until = time.monotonic() + patience
-        reading = Reading(f"read-{next(self._reads)}", level, at_least, until)
-        if level is not ReadConsistency.strong and now.in_sync and now.applied.seq >= at_least:
-            reading.future.set_result(now.applied)
-            return reading.future
-        return self._writer.read(reading)
+        reading = Reading(f"read-{next(self._reads)}", level, at_least, time.monotonic() + patience)
+        self._loop.may_read(reading)
+        return reading.future
 
     def durable(self) -> Future[Position]:
         """The last durable operation, as it is once all that came before this call has been handled."""
-        return self._writer.call(lambda: self._writer.state.rules.journal.position)
+        return self._loop.call(lambda: self._loop.rules.journal.position)
 
     def inspect(self) -> Future[Inspection]:
         """How far it has come, and whether it can be used."""
-        return self._writer.call(lambda: inspect(self._recovered, self._writer.state))
+        return self._loop.call(lambda: inspect(self._recovered, self._loop))
 
     def forget(self, request: str) -> None:
         """Nobody waits any more for the write with this operation id."""
-        self._writer.feed(on.Forget(request))
+        self._loop.feed(on.Forget(request))
 
     def search(self, query: Query, stop: Stop = NEVER) -> Results:
         """The k nearest of each query vector, all from one state, which the results name.
@@ -280,17 +331,21 @@ class Replica:
         try:
             yield
         except StorageCorrupt as error:
-            self._writer.poison(error)
+            self._fail(error)
             raise
+
+    def _fail(self, error: VecClusterError) -> None:
+        """Take part in nothing more until the shard is opened again; from any thread."""
+        self._loop.call(lambda: self._loop.fail(error))
 
     def digests(self) -> Future[dict[Seq, Digest]]:
         """What the rows are by their running digests: now, and as was noted (decisions/integrity.py)."""
         records = self._recovered.records
-        return self._writer.call(lambda: records.digests.notes(records.applied_seq))
+        return self._loop.call(lambda: records.digests.notes(records.applied_seq))
 
     def condemn(self, why: str) -> None:
         """Others say that the rows here are wrong: where there are others, begin anew."""
-        self._writer.condemn(why)
+        self._loop.call(lambda: self._loop.diverge(why))
 
     def scrub(
         self, rate: float, *, rows_only: bool = False, read: Callable[[int], None] = lambda _: None
@@ -321,7 +376,7 @@ class Replica:
         try:
             scrubs.rows(self.path / ROWS, pace)
         except StorageCorrupt as error:
-            self._writer.poison(error)
+            self._fail(error)
             yield "rows", error.detail
             return  # it is about to be opened again
         for slot in [] if rows_only else feed.slots[:]:
@@ -338,13 +393,14 @@ class Replica:
             if not rows_only:
                 scrubs.log(log, pace)
         except StorageCorrupt as error:
-            self._writer.log_damaged(error.detail)
+            detail = error.detail
+            self._loop.call(lambda: self._loop.log_damaged(detail))
             yield "log", error.detail
 
     def build(self, timeout: float | None = None) -> bool:
         """Bring everything into generations now; False when that was not done, within `timeout` seconds or at all."""
         done = self._builder.force().wait(timeout)
-        trouble = self._writer.state.failure or self._builder.problem or self._builder.waits
+        trouble = self._loop.health.failure or self._builder.problem or self._builder.waits
         return done and trouble is None
 
     def stats(self) -> ReplicaStats:
@@ -384,11 +440,16 @@ class Replica:
         self._end_scrub()
         with self._scrub_turn:
             self._builder.close()
-        self._writer.close()
+        self._loop.close()
+        self._ended.wait()
         self._reader.close()
         self._recovered.records.close()
         self._recovered.log.close()
         os.close(self._lock)
+
+
+def _size(op: Op) -> int:
+    return 64 + len(op.id) + (len(op.vector) + len(op.metadata) if isinstance(op, Upsert) else 0)
 
 
 def _cannot_open(spec: ReplicaSpec, error: OSError | sqlite3.OperationalError) -> Unavailable:

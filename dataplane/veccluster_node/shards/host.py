@@ -44,9 +44,10 @@ from veccluster_node.engine import search
 from veccluster_node.engine.stopping import Stop
 from veccluster_node.peer import messages as m
 from veccluster_node.replica.inspection import Inspection
+from veccluster_node.replica.pool import LoopPool
+from veccluster_node.replica.ports import Standing, Surroundings
 from veccluster_node.replica.replica import Replica
 from veccluster_node.replica.settings import ReplicaSpec, StorageSettings
-from veccluster_node.replica.surroundings import Standing, Surroundings
 from veccluster_node.runtime.files import disk_usage, make_directory, sync_directory
 from veccluster_node.runtime.memory import MemoryGuard
 from veccluster_node.runtime.metrics import Measures
@@ -146,6 +147,7 @@ class ShardHost:
         self._limits = limits
         self._lanes = Lanes(threads)
         self._builds = threading.Semaphore(1)
+        self._pool = LoopPool()
         self._hosted: dict[ShardId, Hosted] = {}
         self._alone: dict[ShardId, asyncio.Lock] = {}
         """Held while a directory is opened, looked into or deleted: by one at a time."""
@@ -244,7 +246,9 @@ class ShardHost:
             filterable=collection.filterable,
         )
         path, around = self._dir / str(shard), self._surroundings
-        return Replica.open(path, spec, self._settings, builds=self._builds, me=member, surroundings=around)
+        return Replica.open(
+            path, spec, self._settings, builds=self._builds, me=member, surroundings=around, pool=self._pool
+        )
 
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         """Show a replica what its record says; from any thread."""
@@ -347,6 +351,7 @@ class ShardHost:
         for shard in list(self._hosted):
             await self.shut(shard)
         self._lanes.shut_down()
+        await asyncio.to_thread(self._pool.close)
 
     def reports(self, collection: str | None = None) -> list[m.ShardReport]:
         """How each served shard fares; `collection` (uuid) narrows it."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from simulation.checks import Checks, Written
 from veccluster.decisions.replication.atomic import Batch, Decision, Ledger, Prepare, Verdict
 from veccluster.model.state import Revision, Seq, WriteConsistency
+from veccluster_node.wal.operations import decode_content
 
 if TYPE_CHECKING:
     from simulation.atomic.book import Book
@@ -54,7 +55,7 @@ class ShardChecks(Checks):
             self._note(record)
 
     def _note(self, record: Record) -> None:
-        from simulation.atomic.node import meant
+        from simulation.rows import meant
 
         match meant(record):
             case Prepare() as prepare:
@@ -66,7 +67,7 @@ class ShardChecks(Checks):
                 self._changed(record, changes)
 
     def _decided(self, record: Record, decision: Decision) -> None:
-        from simulation.atomic.node import decode
+        from simulation.rows import changes_of
 
         if self.judge.book.made.get(decision.batch) is not decision.verdict:
             self.fail(f"shard {self.number} applies {decision}, which etcd does not say")
@@ -76,16 +77,14 @@ class ShardChecks(Checks):
             if decision.revision < self._newest:
                 self.fail(f"shard {self.number} applies {decision} after one of revision {self._newest}")
             self._newest = decision.revision
-            self._changed(record, decode(prepare.content))
+            self._changed(record, changes_of(decode_content(prepare.content)))
 
     def _cleared(self, record: Record, changes: dict[str, bool]) -> None:
         """What deletes all that is there deletes what all earlier operations left behind, and nothing else."""
         if record.op_id.startswith("clear"):
             self.writes[record.op_id].keys.update(changes)
             newest = {key: versions[-1] for key, versions in self.versions.items()}
-            if (there := {key for key, (_, _, deleted) in newest.items() if not deleted}) != changes.keys() - {
-                "nothing"
-            }:
+            if (there := {key for key, (_, _, deleted) in newest.items() if not deleted}) != changes.keys():
                 self.fail(f"{record} deletes {sorted(changes)}, where {sorted(there)} are there")
 
     def _changed(self, record: Record, changes: dict[str, bool]) -> None:

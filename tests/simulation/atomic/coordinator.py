@@ -8,10 +8,11 @@ from simulation.atomic.book import Book
 from simulation.atomic.node import ShardNode, Shown
 from simulation.atomic.rules import Rules
 from simulation.atomic.tasks import Steps, ask_all, etcd, pause
-from simulation.node import encode
+from simulation.rows import ops_of
 from veccluster.decisions.replication.atomic import Batch, Decision, Prepare, Standing, Verdict
 from veccluster.decisions.replication.atomic_deciding import Begin, Finish, GiveUp, Propose, Step, after
 from veccluster.model.state import NodeId, ReadConsistency, Revision, Seq, WriteConsistency
+from veccluster_node.wal.operations import encode_content
 
 ROUND = 0.15
 PAUSE = 0.02
@@ -127,13 +128,13 @@ def _decide(place: Place, decision: Decision, forgotten: Revision, until: float)
     if found[0] is not None:
         return found[0], lost
     if known := (yield etcd(here, lambda: place.book.known)):
-        here._learn(known[0])
+        here.learn(known[0])
     return False, lost
 
 
 def _preparing(place: Place, operation: Operation, batch: Batch, shard: int) -> Callable[[Any], None]:
     changes = operation.changes[shard]
-    prepare = Prepare(batch, tuple(operation.changes), len(changes), encode(changes))
+    prepare = Prepare(batch, tuple(operation.changes), len(changes), encode_content(ops_of(changes)))
     target = place.primary(shard)
     return lambda answer: place.ask(target, lambda back: target.prepare(prepare, operation.level, back), answer)
 
@@ -145,15 +146,14 @@ def _wait(place: Place, operation: Operation, batch: Batch, answer: Answer) -> S
         if here.world.now > until:
             answer("unknown", None)
             return
-        said = yield ask_all(here, {s: _asking(place, batch, s) for s in left}, ROUND)
-        left -= {s for s, standing in said.items() if standing.attempt >= batch.attempt}
+        left -= (yield ask_all(here, {s: _settling(place, operation, batch, s) for s in left}, ROUND)).keys()
         yield pause(here, PAUSE / 4)
     answer("applied", batch)
 
 
-def _asking(place: Place, batch: Batch, shard: int) -> Callable[[Any], None]:
+def _settling(place: Place, operation: Operation, batch: Batch, shard: int) -> Callable[[Any], None]:
     target = place.primary(shard)
-    return lambda answer: place.ask(target, lambda back: target.outcome(batch, back), answer)
+    return lambda answer: place.ask(target, lambda back: target.settle(batch, operation.level, back), answer)
 
 
 # -- reading

@@ -1,45 +1,35 @@
-"""A replica that knows batches: what the product's node does around the rules of a single shard."""
+"""A replica of one of several shards: the product's loop with its part in transactions, and what is asked of it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import msgspec
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from simulation.atomic.book import Book
 from simulation.atomic.rules import Rules
-from simulation.checks import Written
-from simulation.disk import Base
-from simulation.node import Node, decode, encode
+from simulation.checks import Written as Wrote
+from simulation.node import Node
+from simulation.rows import changes_of
+from veccluster.decisions.filters import And
+from veccluster.decisions.replication import atomic
 from veccluster.decisions.replication import effects as do
-from veccluster.decisions.replication import events as on
-from veccluster.decisions.replication.atomic import Batch, Decision, Participant, Prepare, Showing, Standing, Verdict
+from veccluster.decisions.replication.atomic import Batch, Decision, Participant, Showing, Standing, Verdict
 from veccluster.decisions.replication.atomic_deciding import Known
-from veccluster.decisions.replication.values import Position, Record
-from veccluster.model.state import ReadConsistency, Seq, WriteConsistency
+from veccluster.decisions.replication.values import Position
+from veccluster.errors import NotPrimary
+from veccluster.model.state import ReadConsistency, Revision, Seq, ShardId, WriteConsistency
+from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.participant import Command, Settling, Then
+from veccluster_node.replica.writes import PrepareRequest
+from veccluster_node.wal.operations import DeleteWhere, Prepare, Written, decode_content
 
 if TYPE_CHECKING:
     from simulation.atomic.checks import ShardChecks
-    from veccluster.decisions.replication.atomic import Ledger
 
-PATIENCE = 0.5
-"""Seconds that a primary waits for a decision."""
 RETRY = 0.01
-NO_KEY = "nothing"
 TRIES = 20
 
-PREPARE, DECIDE = b"\0P", b"\0D"
-_preparing, _deciding = msgspec.msgpack.Decoder(Prepare), msgspec.msgpack.Decoder(Decision)
-
 Version = tuple[str, bool] | None
-
-
-def meant(record: Record) -> Prepare | Decision | dict[str, bool]:
-    """What a record says."""
-    kind, rest = record.payload[:2], record.payload[2:]
-    if kind == PREPARE:
-        return _preparing.decode(rest)
-    return _deciding.decode(rest) if kind == DECIDE else decode(record.payload)
 
 
 @dataclass(frozen=True)
@@ -49,11 +39,6 @@ class Shown:
     versions: dict[str, Version]
     position: Position
     showing: Showing
-
-
-@dataclass(frozen=True)
-class AtomicBase(Base):
-    ledger: "Ledger | None" = None
 
 
 @dataclass
@@ -66,165 +51,79 @@ class _Reading:
     tries: int = TRIES
 
 
-@dataclass
-class _Own:
-    """What the node itself waits for."""
-
-    confirming: dict[str, Callable[[bool], None]] = field(default_factory=dict)
-    reading: dict[str, _Reading] = field(default_factory=dict)
-    writing: dict[str, list[Callable[[bool], None]]] = field(default_factory=dict)
-    since: dict[Batch, float] = field(default_factory=dict)
-    number: int = 0
-
-    def name(self, kind: str) -> str:
-        self.number += 1
-        return f"{kind} {self.number}"
-
-
 class ShardNode(Node):
     checks: "ShardChecks"
 
     def __init__(self, *plain: object, shard: Participant, book: Book, rules: Rules) -> None:
-        self.shard, self.book, self.rules = shard, book, rules
-        self.ledger = rules.ledger(shard)
-        self.known = Known()
-        self._own = _Own()
-        super().__init__(*plain)  # type: ignore[arg-type]
+        self.book, self.rules_of_batches = book, rules
+        super().__init__(*plain, shard=ShardId("simulated", shard))  # type: ignore[arg-type]
         book.watchers.append(self._look)
 
-    # -- the applied state
+    def _new_ledger(self) -> atomic.Ledger:
+        return self.rules_of_batches.ledger(self.shard.number)
 
-    def start(self) -> None:
-        self._own, self.known = _Own(), Known()
-        super().start()
-        self._ask()
+    def _make_loop(self, image: Any) -> None:
+        self.rows.shows_prepared = self.rules_of_batches.shows_prepared
+        loop = self.kinds.loop
+        self.kinds = type(self.kinds)(self.kinds.rules, with_rules(loop, self.rules_of_batches, self))
+        super()._make_loop(image)
+        self.kinds = type(self.kinds)(self.kinds.rules, loop)
 
-    def _show(self, base: Base) -> None:
-        super()._show(base)
-        carried = base.ledger if isinstance(base, AtomicBase) else None
-        self.ledger = carried.copy() if carried else self.rules.ledger(self.shard)
+    def _base(self) -> object:
+        return self.rows.base(self.disk, self.rules_of_batches.carried)
 
-    def _base(self) -> Base:
-        plain = super()._base()
-        return AtomicBase(plain.through, plain.lineage, plain.table, plain.results, self.rules.carried(self.ledger))
+    @property
+    def ledger(self) -> atomic.Ledger:
+        return self.rows.ledger
 
-    def _apply(self, record: Record) -> None:
-        match meant(record):
-            case Prepare() as prepare:
-                self.ledger.prepare(prepare, record.last)
-                self._settle(record, prepare if self.rules.shows_prepared else None)
-            case Decision() as decision:
-                self._settle(record, self.ledger.decide(decision, record.last))
-            case _:
-                super()._apply(record)
-
-    def _settle(self, record: Record, prepare: Prepare | None) -> None:
-        for key, deleted in decode(prepare.content).items() if prepare else ():
-            self.table[key] = (record.op_id, deleted)
-        self.results[record.op_id] = record.last
-        self.applied = record.last
+    @property
+    def known(self) -> Known:
+        return self.loop.participant.known
 
     # -- decisions
+
+    def start(self) -> None:
+        super().start()
+        self._ask()
 
     def _look(self) -> None:
         """etcd's keys have changed."""
         if self.up and self.id not in self.etcd.away:
-            self.guarded(self.world.rng.uniform(0.001, 0.03), lambda known=self.book.known: self._learn(known))
+            self.guarded(self.world.rng.uniform(0.001, 0.03), lambda known=self.book.known: self.learn(known))
 
     def _ask(self) -> None:
-        self.etcd.request(self.id, lambda: self.book.known, lambda known: self.guarded(0, lambda: self._learn(known)))
+        self.etcd.request(self.id, lambda: self.book.known, lambda known: self.guarded(0, lambda: self.learn(known)))
 
-    def _learn(self, known: object) -> None:
+    def learn(self, known: object) -> None:
         if isinstance(known, Known) and known.revision > self.known.revision:
-            self.known = known
-            self._attend()
+            self.loop.learn(known)
 
     def _tick(self) -> None:
         super()._tick()
         if self.world.chance(0.2):
             self._ask()
-        self._attend()
 
-    def _do(self, effect: do.Effect) -> None:
-        super()._do(effect)
-        if isinstance(effect, do.Apply | do.BecomePrimary):
-            if isinstance(effect, do.BecomePrimary) and not self.rules.takes_up:
-                self.ledger.pending.clear()
-            self.guarded(0, self._attend)
-
-    def _attend(self) -> None:
-        """A primary sees to the batches that are prepared."""
-        if not self.replica.primary:
-            self._own.since = {}
-            return
-        for decision in list(self.rules.due(self.ledger, self.applied, self.known)):
-            self._decide(decision)
-        now = self.world.now
-        self._own.since = {b: self._own.since.get(b, now) for b in self.ledger.pending}
-        if waited := [b for b, at in self._own.since.items() if now - at > PATIENCE]:
-            known = self.known
-            self._confirm(lambda holds: self._propose(known, waited) if holds else None)
-
-    def _propose(self, known: Known, waited: Iterable[Batch]) -> None:
-        for decision in self.rules.overdue(self.ledger, known, waited):
-            if self.rules.drops_alone:
-                self._decide(decision)
-                continue
-            self._own.since[decision.batch] = self.world.now
-            self.etcd.request(
-                self.id, lambda d=decision: self.book.propose(d, known.forgotten), lambda _: self.guarded(0, self._ask)
-            )
-
-    def _decide(self, decision: Decision) -> None:
-        """Have it in the log, at its place."""
-        batch, pending = decision.batch, self.ledger.pending.get(decision.batch)
-        if pending is None or batch.decide_id in self.replica.journal.operations:
-            return
-        is_applied = decision.verdict is Verdict.applied
-        keys = decode(pending.prepare.content) if is_applied else {}
-        self.checks.decides(batch, keys)
-        payload = DECIDE + msgspec.msgpack.encode(decision)
-        count, before = pending.prepare.count if is_applied else 1, self.results.get(batch.decide_id)
-        self.handle(on.Write(batch.decide_id, count, payload, WriteConsistency.one, before))
-
-    def _confirm(self, then: Callable[[bool], None]) -> None:
-        """Whether this primary's epoch holds now, so that what it has applied is all that anybody has."""
-        if not self.rules.confirms:
-            then(self.replica.primary is not None)
-            return
-        name = self._own.name("confirm")
-        self._own.confirming[name] = then
-        self.handle(on.Read(name, ReadConsistency.strong))
+    def propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
+        self.etcd.request(self.id, lambda: self.book.propose(decision, forgotten), lambda _: self.guarded(0, self._ask))
 
     # -- what coordinators ask
 
-    def prepare(self, prepare: Prepare, level: WriteConsistency, answer: Callable[[Standing | None], None]) -> None:
+    def prepare(
+        self, prepare: atomic.Prepare, level: WriteConsistency, answer: Callable[[Standing | None], None]
+    ) -> None:
         """Have a batch in the log; None: it is not known to be there."""
+        name = prepare.batch.prepare_id
+        asked = Prepare(*prepare.batch, prepare.participants, prepare.count, prepare.content)
 
-        def say(standing: Standing | None) -> None:
-            self.world.send(self.id, "client", lambda: answer(standing))
-
-        def confirmed(holds: bool) -> None:
-            standing = self.ledger.standing(prepare.batch)
-            say(standing if holds or (standing and standing.verdict) else None)
+        def said(future: Future[Standing]) -> None:
+            standing = None if future.exception() else future.result()
+            self.answer(lambda: answer(standing))
 
         def ask() -> None:
-            standing, name = self.ledger.standing(prepare.batch), prepare.batch.prepare_id
-            if standing and standing.verdict:
-                say(standing)
-            elif standing:
-                self._confirm(confirmed)
-            elif self.disk.full:
-                say(None)
-            else:
-                is_new = name not in self.replica.journal.operations
-                done = (
-                    (lambda ok: confirmed(ok)) if is_new else (lambda ok: self._confirm(confirmed) if ok else say(None))
-                )
-                self._own.writing.setdefault(name, []).append(done)
-                self.checks.writes.setdefault(name, Written(-1, name, {}, level, self.world.now))
-                payload = PREPARE + msgspec.msgpack.encode(prepare)
-                self.handle(on.Write(name, 1, payload, self.checks.writes[name].level, self.results.get(name)))
+            level_ = self.checks.writes.setdefault(name, Wrote(-1, name, {}, level, self.world.now)).level
+            request = PrepareRequest(asked, self.time_ns(), level_, 1)
+            request.future.add_done_callback(said)
+            self.put(request)
 
         self.guarded(0, ask)
 
@@ -232,33 +131,30 @@ class ShardNode(Node):
         """Delete whatever is there after all that is in the log (`DeleteWhere`); what is only prepared is not there."""
 
         def ask() -> None:
-            journal = self.replica.journal
-            is_known = name in self.results or name in journal.operations
-            if self.replica.primary and not is_known and self.applied < journal.last and self.rules.clears_in_order:
-                self.guarded(RETRY, ask)
-                return
-            keys = {key: True for key, (_, deleted) in self.table.items() if not deleted} or {NO_KEY: True}
-            self.checks.writes.setdefault(name, Written(-1, name, {}, WriteConsistency.one, self.world.now))
-            self._own.writing.setdefault(name, []).append(
-                lambda ok: self.world.send(self.id, "client", lambda: answer(ok))
-            )
-            self.handle(on.Write(name, len(keys), encode(keys), WriteConsistency.one, self.results.get(name)))
+            self.checks.writes.setdefault(name, Wrote(-1, name, {}, WriteConsistency.one, self.world.now))
+            everything = DeleteWhere(And(()))
+            self.order(name, everything, WriteConsistency.one, lambda said, _: answer(said == "acknowledged"))
 
         self.guarded(0, ask)
 
-    def outcome(self, batch: Batch, answer: Callable[[Standing | None], None]) -> None:
-        """What is decided here about the batch, if anything."""
+    def settle(self, batch: Batch, level: WriteConsistency, answer: Callable[[bool | None], None]) -> None:
+        """Wait until what is decided about the batch is applied here."""
+
+        def said(future: Future[Written]) -> None:
+            done = None if future.exception() else True
+            self.answer(lambda: answer(done))
 
         def ask() -> None:
-            decided = self.ledger.decided.get(batch.operation)
-            self.world.send(self.id, "client", lambda: answer(decided))
+            settling = Settling(batch, level)
+            settling.future.add_done_callback(said)
+            self.loop.settle(settling)
 
         self.guarded(0, ask)
 
     def show(self, answer: Callable[[Showing | None], None]) -> None:
         def ask() -> None:
             showing = self.ledger.showing(self.applied)
-            self.world.send(self.id, "client", lambda: answer(showing))
+            self.answer(lambda: answer(showing))
 
         self.guarded(0, ask)
 
@@ -274,38 +170,65 @@ class ShardNode(Node):
         self._read_once(_Reading(keys, level, at_least, decided, answer))
 
     def _read_once(self, reading: _Reading) -> None:
-        def ask() -> None:
-            name = self._own.name("read")
-            self._own.reading[name] = reading
-            self.handle(on.Read(name, reading.level, reading.at_least))
+        def leave(future: Future[Position]) -> None:
+            if future.exception():
+                self.answer(lambda: reading.answer(None))
+            else:
+                self._serve(reading, self.shown)
 
-        self.guarded(0, ask)
-
-    # -- answers
-
-    def _answer(self, effect: do.Effect) -> None:
-        own = self._own
-        match effect:
-            case do.Serve(name, _) | do.RefuseRead(name, _) if name in own.confirming:
-                own.confirming.pop(name)(isinstance(effect, do.Serve))
-            case do.Serve(name, position) if name in own.reading:
-                self._serve(own.reading.pop(name), position)
-            case do.RefuseRead(name, _) if name in own.reading:
-                answer = own.reading.pop(name).answer
-                self.world.send(self.id, "client", lambda: answer(None))
-            case _:
-                super()._answer(effect)
-                if isinstance(effect, do.Acknowledge | do.Refuse | do.Uncertain):
-                    for done in own.writing.pop(effect.op_id, []):
-                        done(isinstance(effect, do.Acknowledge))
+        self.guarded(0, lambda: self.ask_leave(reading.level, reading.at_least, leave))
 
     def _serve(self, reading: _Reading, position: Position) -> None:
         showing = self.ledger.showing(self.applied)
         if all(map(showing.is_past, reading.decided)):
             shown = Shown({key: self.table.get(key) for key in reading.keys}, position, showing)
-            self.world.send(self.id, "client", lambda: reading.answer(shown))
+            self.answer(lambda: reading.answer(shown))
         elif reading.tries:
             reading.tries -= 1
             self.guarded(RETRY, lambda: self._read_once(reading))
         else:
-            self.world.send(self.id, "client", lambda: reading.answer(None))
+            self.answer(lambda: reading.answer(None))
+
+
+def with_rules(loop: type[ReplicaLoop], rules: Rules, node: ShardNode) -> type[ReplicaLoop]:
+    """The loop with the rules about transactions that are in force; and a judge who hears what is decided."""
+
+    class Judged(loop.participant_type):  # type: ignore[name-defined,misc]
+        due = staticmethod(rules.due)
+        overdue = staticmethod(rules.overdue)
+
+        def decide(self, decision: Decision) -> Iterator[Command]:
+            if pending := self._rows.ledger.pending.get(decision.batch):
+                is_applied = decision.verdict is Verdict.applied
+                ops = decode_content(pending.prepare.content) if is_applied else ()
+                node.checks.decides(decision.batch, changes_of(ops))
+            return super().decide(decision)
+
+        def confirm(self, then: Then) -> Iterator[Command]:
+            if rules.confirms:
+                yield from super().confirm(then)
+            else:
+                yield from then(None if self._rules.primary else NotPrimary("it is not the primary"))
+
+        def drop(self, known: Known, waited: list[Batch]) -> Iterator[Command]:
+            if not rules.drops_alone:
+                yield from super().drop(known, waited)
+                return
+            for decision in self.overdue(self._rows.ledger, known, waited):
+                yield from self.decide(decision)
+
+    return type(loop.__name__, (_ordering(loop, rules, node),), {"participant_type": Judged})
+
+
+def _ordering(loop: type[ReplicaLoop], rules: Rules, node: ShardNode) -> type[ReplicaLoop]:
+    class Ordered(loop.writes_type):  # type: ignore[name-defined,misc]
+        def _is_ahead(self) -> bool:
+            return rules.clears_in_order and super()._is_ahead()
+
+    class TakingUp(loop.ready_type):  # type: ignore[name-defined,misc]
+        def carry_out(self, effect: do.Effect) -> object:
+            if isinstance(effect, do.BecomePrimary) and not rules.takes_up:
+                node.ledger.pending.clear()
+            return super().carry_out(effect)
+
+    return type(loop.__name__, (loop,), {"writes_type": Ordered, "ready_type": TakingUp})

@@ -7,6 +7,7 @@ from veccluster.decisions.replication import atomic, atomic_deciding
 from veccluster.decisions.replication.atomic import Decision, Ledger, Participant, Showing
 from veccluster.decisions.replication.atomic_deciding import Step
 from veccluster.model.state import Seq
+from veccluster_node.replica.loop import ReplicaLoop
 
 
 @dataclass(frozen=True)
@@ -38,4 +39,5 @@ class Rules:
     """Whether a primary that is to delete what matches waits until all that is in its log is applied."""
     retries_anew: bool = False
     """Whether a client's next try is another attempt, whatever became of the last."""
+    loop: type[ReplicaLoop] = ReplicaLoop
     weather: Mapping[str, object] = field(default_factory=dict)

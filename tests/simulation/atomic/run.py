@@ -16,7 +16,7 @@ from simulation.clients import Client
 from simulation.etcd import Etcd
 from simulation.faults import Faults
 from simulation.leader import Leader, initial
-from simulation.node import Node
+from simulation.node import Kinds, Node
 from simulation.run import _with_window
 from simulation.world import World
 from veccluster.decisions.replication import failover
@@ -106,13 +106,15 @@ class Simulation:
         self.checks: list[ShardChecks] = []
         self.judge = BatchChecks(self.checks)
         self.judge.book = self.book
-        replica = _with_window(Replica, world.weather.window)
+        kinds = Kinds(_with_window(Replica, world.weather.window), rules.loop)
         for number in range(world.rng.choice([2, 2, 3])):
-            self._add_shard(number, replica)
+            self._add_shard(number, kinds)
         self.machines = [Machine(n, [c.nodes[n] for c in self.checks]) for n in self.checks[0].nodes]  # type: ignore[misc]
         nodes = [c.nodes for c in self.checks]
         self.places = [Place(m.id, nodes, self.book, rules) for m in self.machines]  # type: ignore[arg-type]
-        self._leaders = {m.id: [Leader(r, failover.decide) for r in m.replicas] for m in self.machines}
+        for machine in self.machines:
+            for replica in machine.replicas:
+                Leader(replica, failover.decide)
         self.writers = [Writer(n, world, self.places, self.judge) for n in range(max(2, world.weather.clients // 2))]
         self.readers = [Reader(100 + n, world, self.places, self.judge) for n in range(2)]
         self.plain = [Client(n, world, list(c.nodes.values()), c, False) for c in self.checks for n in range(1)]
@@ -127,14 +129,14 @@ class Simulation:
         self.faults.start()
         self._sweep()
 
-    def _add_shard(self, number: int, replica: type[Replica]) -> None:
+    def _add_shard(self, number: int, kinds: Kinds) -> None:
         etcd = Etcd(self.world, None)  # type: ignore[arg-type] # it takes nodes to make the key
         etcd.away = self.etcds[0].away if self.etcds else etcd.away
         checks = ShardChecks(self.world, etcd)
         checks.begin(number, self.judge)
         for machine in range(self.world.weather.nodes):
             name = NodeId(f"n{machine}")
-            plain = (self.world, etcd, checks, name, replica, checks.nodes)
+            plain = (self.world, etcd, checks, name, kinds, checks.nodes)
             checks.nodes[name] = ShardNode(*plain, shard=number, book=self.book, rules=self.rules)
         nodes: list[Node] = list(checks.nodes.values())
         turned = nodes[number % len(nodes) :] + nodes[: number % len(nodes)]
@@ -145,10 +147,9 @@ class Simulation:
 
     def start(self, machine: Machine) -> None:
         """Start a machine that is down, and what runs on it."""
-        down = [(r, leader) for r, leader in zip(machine.replicas, self._leaders[machine.id], strict=True) if not r.up]
-        for replica, leader in down:
-            replica.start()
-            leader.start()
+        for replica in machine.replicas:
+            if not replica.up:
+                replica.start()
 
     def _sweep(self) -> None:
         """Somebody leads, and forgets what can be forgotten; two may do so at once."""
@@ -160,8 +161,6 @@ class Simulation:
     def finish(self) -> None:
         """End all faults; after some time everything must be as it should, and the whole history is judged."""
         self.faults.heal()
-        for leader in (one for leaders in self._leaders.values() for one in leaders):
-            leader.start()  # also where a replica was opened again by its own process
         now = max(self.world.now, *(m.stalled_until for m in self.machines))
         self.world.run_until(now)
         before = self._batches()
