@@ -13,7 +13,8 @@ from collections.abc import Iterable
 def freeze(process: subprocess.Popen[bytes]) -> None:
     """SIGSTOP, and wait until it does nothing more."""
     process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if process.returncode is None:  # else it has ended before, which `send_signal` has found out
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def kill_at_once(processes: Iterable[subprocess.Popen[bytes]]) -> None:
