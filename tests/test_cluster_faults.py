@@ -191,7 +191,7 @@ def test_a_shard_whose_log_is_damaged_makes_the_cluster_critical_and_is_read(nod
         nodes.start(hurt)
         nodes.wait_ready(hurt)
         words = f"Shard 0 of collection {name} takes no writes: the log is damaged: {segment.name}: no good record at"
-        wait_until(lambda: nodes.cluster(hurt)["issues"], "the issue")
+        wait_until(lambda: any(i.startswith(words) for i in nodes.cluster(hurt)["issues"]), "the issue")
         said = nodes.cluster(hurt)
         assert said["health"] == "critical" and said["shards"]["unavailable"] == 0
         (issue,) = said["issues"]
