@@ -199,6 +199,24 @@ async def test_a_node_that_starts_again_remembers_how_far_etcd_was(etcd: EtcdClu
         assert store.state.history.id == history, "it is written down once"
 
 
+async def test_a_history_that_cannot_be_read_is_written_anew_and_what_began_before_begins_again(
+    client: EtcdClient,
+) -> None:
+    async with Following(client) as store:
+        await a_shard(store, client)
+        lease = await store.grant(60)
+        before = store.begin(await Election(client, store.keys.leader + "y", lease, b"n0").campaign())
+        times, record = store.times_back, store.state.shards[SHARD]
+        await client.put(store.keys.history, b"what")
+        assert await store.wait_until(lambda s: s.history.id not in ("", "?"), timeout=20)
+        assert store.times_back > times, "a term of before can change nothing: who holds one has to campaign again"
+        target, collection = Configuration.of(record, 2), store.state.collections[WORDS.name]
+        assert collection.uuid == SHARD.collection and SHARD in store.state.unsettled
+        assert not await store.settle(SHARD, target, record.revision, fenced_by=before)
+        now = store.begin(await Election(client, store.keys.leader + "z", lease, b"n0").campaign())
+        assert await store.settle(SHARD, target, record.revision, fenced_by=now)
+
+
 @pytest.mark.parametrize("how", ["snapshot", "copy"])
 async def test_a_lease_of_before_is_lost_although_etcd_knows_it(
     etcd: EtcdCluster, client: EtcdClient, how: str

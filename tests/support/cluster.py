@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,11 +95,12 @@ class LocalCluster:
         wait_until(lambda: (p := self.process(name)).phase is phase and p.starts >= starts, f"{name} to be {phase}")
 
 
-def wait_until(condition: Any, what: str, timeout: float = START_TIMEOUT) -> None:
-    """Until the condition holds; polls, since other processes do not tell us."""
+def wait_until(condition: Any, what: str | Callable[[], str], timeout: float = START_TIMEOUT) -> None:
+    """Until the condition holds; polls, since other processes do not tell us. `what` may be said when it is too late."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s in vain for {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"waited {timeout:.0f} s in vain for {what if isinstance(what, str) else what()}")
         time.sleep(0.02)
 
 

@@ -134,7 +134,7 @@ class Nodes:
 
     def wait_ready(self, number: int, timeout: float = 60.0) -> None:
         """Until the node serves what it should."""
-        wait_until(lambda: self._is_ready(number), f"node {number} to be ready; its log:\n{self.log(number)}", timeout)
+        wait_until(lambda: self._is_ready(number), lambda: self._why_not_ready(number), timeout)
 
     def wait_healthy(self) -> None:
         """Until every node calls the cluster healthy."""
@@ -178,6 +178,13 @@ class Nodes:
         """The end of it."""
         file = self.log_file(number)
         return file.read_text()[-4000:] if file.exists() else ""
+
+    def _why_not_ready(self, number: int) -> str:
+        try:
+            said = requests.get(self.url(number) + "/readyz?shards=all", timeout=5).text
+        except requests.RequestException as error:
+            said = repr(error)
+        return f"node {number} to be ready, which says {said}; its log:\n{self.log(number)}"
 
     def _is_ready(self, number: int) -> bool:
         process = self._processes[number]

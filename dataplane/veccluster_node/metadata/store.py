@@ -196,6 +196,7 @@ class Store:
                 self._book.trust(written)
             self.went_back, seen = "", replace_fields(seen, history=written)
         elif self._marking is None or self._marking.done():
+            self.times_back += not self.went_back
             self.went_back = self.went_back or "its history is not the one that was written down"
             self._book.trust(UNTRUSTED)
             self._marking = asyncio.create_task(self._mark(seen.history))
