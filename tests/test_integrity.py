@@ -53,7 +53,6 @@ def test_the_primary_looks_at_its_own_rows_before_it_accuses_anyone():
     [
         ({F: BAD, G: GOOD}, F),
         ({F: GOOD, G: BAD}, G),
-        ({F: BAD}, F),  # nobody else can be asked
         ({F: BAD, G: BAD}, P),  # two against one
         ({F: BAD, G: WORSE}, F),  # nobody agrees with anybody: the primary has looked at its rows
     ],
@@ -78,10 +77,29 @@ def test_what_a_replica_that_is_not_in_sync_holds_is_of_no_account():
     assert judge(configuration(P, F), notes((10, GOOD)), {G: notes((10, BAD))}, Scrubbed.clean).step is None
 
 
-def test_followers_outvote_a_primary_only_as_of_one_state():
+@pytest.mark.parametrize(
+    "told",
+    [
+        {F: notes((10, BAD))},  # G has not answered: it may agree with F
+        {F: notes((10, BAD)), G: notes((20, BAD))},  # nor is what it tells of the same state
+        {F: notes((10, GOOD), (20, BAD)), G: notes((10, GOOD))},  # what differs is newer than what all know
+    ],
+)
+def test_nobody_begins_anew_before_all_that_are_in_sync_have_told_of_one_state(told):
+    mine = notes((10, GOOD), (20, GOOD))
+    judged = judge(configuration(P, F, G), mine, told, Scrubbed.clean)
+    assert judged.differences and judged.step == Wait()
+
+
+def test_of_two_copies_none_begins_anew_where_a_third_is_to_come_that_can_tell_which_is_wrong():
+    judged = judge(configuration(P, F, least=1), notes((10, GOOD)), {F: notes((10, BAD))}, Scrubbed.clean)
+    assert judged.step == Wait()
+
+
+def test_followers_outvote_a_primary_as_of_one_state():
     told = {F: notes((10, BAD), (20, WORSE)), G: notes((10, BAD), (30, WORSE))}
-    mine = notes((10, BAD), (20, GOOD), (30, GOOD))
-    assert judge(configuration(P, F, G), mine, told, Scrubbed.clean).step == BeginAnew(F, Seq(20))
+    mine = notes((10, GOOD), (20, GOOD), (30, GOOD))
+    assert judge(configuration(P, F, G), mine, told, Scrubbed.clean).step == BeginAnew(P, Seq(10))
 
 
 # -- digests

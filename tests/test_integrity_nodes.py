@@ -56,7 +56,7 @@ def is_whole(nodes: Nodes, words: CollectionInfo) -> bool:
 def noticed(nodes: Nodes, number: int) -> int:
     """How often a node has noticed damage, by a look at the disk or before that since somebody read it."""
     log = nodes.log_file(number).read_text()
-    return sum(log.count(f'"event": "{event}"') for event in ("damage_found", "replica_poisoned"))
+    return sum(log.count(f'"event": "{event}"') for event in ("damage_found", "replica_failed"))
 
 
 def rows(path: Path) -> dict[str, bytes]:
@@ -216,16 +216,23 @@ def test_a_copy_that_only_the_others_can_know_to_be_wrong_is_fetched_again_and_r
     old = next(m for m in record_of(nodes, words).in_sync if m.node == f"n{wrong}")
     nodes.kill(0, 1, 2)
     lose_without_a_trace(directory(nodes, words, wrong), "id-195")
-    for number in (wrong, (wrong + 1) % 3, (wrong + 2) % 3):
+    others = [(wrong + 1) % 3, (wrong + 2) % 3]
+    for number in (wrong, others[0]):
         nodes.start(number)
-    said: list[str] = []
 
     def is_reported() -> bool:
-        said.extend(i for n in range(3) for i in nodes.cluster(n).get("issues", []) if "differs from others" in i)
-        return bool(said)
+        return any("differs from others" in issue for issue in nodes.cluster(wrong).get("issues", []))
 
-    wait_until(is_reported, "somebody to say so")
+    wait_until(is_reported, "somebody to say so")  # and nobody is fetched again before a third can tell who is wrong
+    nodes.start(others[1])
     wait_until(lambda: is_whole(nodes, words) and old not in record_of(nodes, words).in_sync, "another copy")
     check_good_again(nodes, words, {i: v.tobytes() for i, v in zip(IDS, VECTORS, strict=True)})
-    assert f"the copy on node n{wrong} differs" in said[-1]
+    assert anew(nodes, words) == {f"n{wrong}"}
     assert client.get(words.name, "id-195", consistency="strong").id == "id-195"
+
+
+def anew(nodes: Nodes, words: CollectionInfo) -> set[str]:
+    """The nodes whose copies were found to be wrong, and began anew."""
+    lines = [json.loads(line) for n in range(3) for line in nodes.log_file(n).read_text().splitlines()]
+    uuid = words.details["uuid"]
+    return {line["node"] for line in lines if line["event"] == "replica_begins_anew" and line["shard"].startswith(uuid)}

@@ -96,7 +96,7 @@ class LocalCluster:
 
 
 def wait_until(condition: Any, what: str | Callable[[], str], timeout: float = START_TIMEOUT) -> None:
-    """Until the condition holds; polls, since other processes do not tell us. `what` may be said when it is too late."""
+    """Until the condition holds; polls, since other processes do not tell us. `what` may be found out at the end."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() >= deadline:

@@ -9,7 +9,8 @@ find; it mends itself. Rows that only contradict the others' show in the compari
 more begins anew, and of two the one that is not primary, once the primary's rows are known to be what it wrote.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -60,7 +61,7 @@ class BeginAnew:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Too few copies are in sync to do without one."""
+    """Too few copies are in sync to do without one, or to know which is wrong."""
 
 
 Step = ScrubFirst | BeginAnew | Wait
@@ -94,7 +95,9 @@ def judge(
     """Compare the primary's notes with those of in-sync followers.
 
     One member at a time begins anew, and only where enough others are in sync, or all that there can be: a copy that
-    differs is still a copy of the rest.
+    differs is still a copy of the rest. Nobody begins anew before all that are in sync have told of one and the same
+    seq, and, where there are to be three copies or more, before three are in sync: the one that is missing may be the
+    one that knows better than the primary.
     """
     followers = {m: n for m, n in sorted(others.items()) if m in configuration.in_sync and m != configuration.primary}
     found = tuple(Difference(m, seq) for m, notes in followers.items() if (seq := differs_at(mine, notes)) is not None)
@@ -105,15 +108,18 @@ def judge(
     left, wanted = len(configuration.in_sync) - 1, configuration.min_in_sync
     if left < wanted and left + 1 < configuration.replicas:
         return Judgement(found, Wait())
-    against = [followers[d.member] for d in found]
-    if _is_outvoted(mine, against, len(followers) + 1):
-        return Judgement(found, BeginAnew(configuration.primary, found[0].seq))
-    return Judgement(found, BeginAnew(found[0].member, found[0].seq))
+    are_all = followers.keys() == configuration.in_sync - {configuration.primary}
+    seq = newest_common(mine, *followers.values())
+    if not are_all or seq is None or left + 1 < min(configuration.replicas, 3):
+        return Judgement(found, Wait())
+    return Judgement(found, _odd_one_out(configuration.primary, mine, followers, seq))
 
 
-def _is_outvoted(mine: Notes, against: Sequence[Notes], copies: int) -> bool:
-    """Whether more than half of the copies agree with each other, and not with the primary, as of one seq."""
-    if 2 * len(against) <= copies:
-        return False
-    seq = newest_common(mine, *against)
-    return seq is not None and len({notes[seq] for notes in against}) == 1 and against[0][seq] != mine[seq]
+def _odd_one_out(primary: Member, mine: Notes, followers: Mapping[Member, Notes], seq: Seq) -> BeginAnew | Wait:
+    """The primary where more than half of all agree with each other and not with it, else who differs from it."""
+    votes = Counter(notes[seq] for notes in followers.values() if notes[seq] != mine[seq])
+    if not votes:
+        return Wait()  # what differs did so later, and will be of a state that all know
+    if 2 * max(votes.values()) > len(followers) + 1:
+        return BeginAnew(primary, seq)
+    return BeginAnew(next(m for m, notes in followers.items() if notes[seq] != mine[seq]), seq)
