@@ -110,9 +110,9 @@ def delete(directory: StateDirectory) -> list[Path]:
 
 def _claim(directory: StateDirectory, stack: ExitStack, *, temporary: bool) -> Claim:
     while True:
-        _require_ours(directory, locked=False)
-        made = _make_directories(directory.path)
         try:
+            _require_ours(directory, locked=False)
+            made = _make_directories(directory.path)
             lock = stack.enter_context(directory.lock(CLAIM))
             if lock is None:
                 raise LocalFailure(f"Another `veccluster up` is at work in {directory.path}.")
@@ -162,8 +162,12 @@ def _make_directories(path: Path) -> tuple[str, ...]:
     """Make what is missing of the path; returns what that was, outermost first."""
     made = []
     for place in reversed([place for place in (path, *path.parents) if not place.exists()]):
-        with suppress(FileExistsError):  # somebody else made it just now: then it is theirs
+        try:
             place.mkdir(mode=0o700 if place == path else 0o777)
+        except FileExistsError:  # somebody else made it just now: then it is theirs
+            if place.is_symlink() and not place.exists():
+                raise LocalFailure(f"{place} is a link to what is not there. Choose another --data-dir.") from None
+        else:
             made.append(str(place))
     return tuple(made)
 
