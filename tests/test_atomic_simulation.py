@@ -16,6 +16,7 @@ BOUND = 300
 """Seeds within which the absence of a part has to show."""
 
 
+@pytest.mark.e2e
 def test_seeds_keep_every_promise_about_batches() -> None:
     results = [simulate(seed) for seed in range(SEEDS)]
     assert sum(r.batches for r in results) > 400
@@ -58,6 +59,7 @@ RARE = frozenset({"Unconfirmed", "SnapshotLacksDecided", "SnapshotLacksLatest"})
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", sorted(MUTATIONS.keys() - RARE))
 def test_a_run_without_this_part_of_the_rule_breaks_a_promise(name: str) -> None:
     for seed in itertools.chain([SHOWS_AT[name]], range(BOUND)):

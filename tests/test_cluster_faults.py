@@ -18,6 +18,8 @@ from veccluster.errors import CollectionNotFound, MetadataUnavailable, ShardsUna
 from veccluster.model.state import Revision
 from veccluster_etcd import EtcdClient, Event
 
+pytestmark = pytest.mark.e2e
+
 VECTORS = np.eye(8, dtype=np.float32)
 IDS = [f"id-{i}" for i in range(8)]
 
@@ -45,7 +47,6 @@ def _primary_of(client: Client, name: str, number: int) -> int:
     return int((client.collection(name).shard_states[number].primary or "")[1:])
 
 
-@pytest.mark.e2e
 def test_a_node_that_is_down_makes_its_shards_unavailable_by_name_and_nothing_else(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -93,7 +94,6 @@ def test_a_node_that_stands_still_delays_nobody_for_longer_than_the_query_timeou
         assert {h.id for h in client.search(name, VECTORS[0], k=8)} == set(IDS)
 
 
-@pytest.mark.e2e
 def test_without_etcd_reads_and_writes_go_on_and_collections_wait_for_it(nodes: Nodes) -> None:
     assert nodes.etcd is not None
     with nodes.client(timeout=8) as client:
@@ -139,7 +139,6 @@ def test_another_node_leads_when_the_leader_dies(nodes: Nodes) -> None:
         assert client.count("made-by-the-next") == 8
 
 
-@pytest.mark.e2e
 def test_a_lost_disk_is_named_and_never_replaced_by_an_empty_one(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -177,7 +176,6 @@ def test_a_shard_directory_that_is_gone_is_reported_and_never_made_anew(nodes: N
             client.count(name)
 
 
-@pytest.mark.e2e
 def test_a_shard_whose_log_is_damaged_makes_the_cluster_critical_and_is_read(nodes: Nodes) -> None:
     with nodes.client(timeout=3) as client:
         name = _filled(client)
@@ -238,7 +236,6 @@ def test_a_stopped_node_ends_with_0_and_its_data_is_there_again(nodes: Nodes) ->
         assert client.count(name) == 8
 
 
-@pytest.mark.e2e
 def test_a_node_that_cannot_start_says_why_in_one_line_and_by_its_exit_code(etcd: EtcdCluster) -> None:
     with Nodes(1, etcd=etcd) as nodes:
 
@@ -272,7 +269,6 @@ def test_a_creation_is_answered_when_a_node_that_stood_still_has_heard_of_it_too
         goes_on.join()
 
 
-@pytest.mark.e2e
 def test_while_etcd_finds_a_new_leader_nobody_is_taken_for_gone() -> None:
     """The nodes give up their leases before etcd does: what it has of them is to stay until they have others."""
     with EtcdCluster(3) as etcd, Nodes(2, etcd=etcd) as nodes:

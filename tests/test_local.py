@@ -54,6 +54,7 @@ def count(cluster: LocalCluster) -> int:
         return client.count("kept")
 
 
+@pytest.mark.e2e
 def test_down_stops_every_process_and_up_finds_all_data_again(cluster):
     before = refs_of(cluster)
     assert len(before) >= 4 and all(ref.alive() for ref in before)
@@ -72,6 +73,7 @@ def test_a_process_that_is_killed_is_started_again_and_has_its_data(cluster, nam
     assert count(cluster) == 2
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties children to the supervisor")
 def test_when_the_supervisor_is_killed_all_die_and_up_goes_on_from_there(cluster):
     before = refs_of(cluster)
@@ -95,6 +97,7 @@ def test_orphans_of_a_killed_supervisor_are_ended_by_down(cluster, tmp_path):
     assert not stale[0].process.alive()
 
 
+@pytest.mark.e2e
 def test_up_with_more_nodes_starts_only_those(cluster):
     before = {p.name: p.process for p in cluster.directory.status().processes}
     cluster.document["spec"]["nodes"] += 1

@@ -182,6 +182,7 @@ def test_a_zone_file_names_a_zone_or_none(tmp_path):
         assert zone.read(path) == named
 
 
+@pytest.mark.e2e
 def test_a_node_learns_its_zone_late_and_follows_it(etcd, tmp_path):
     file = tmp_path / "zone"
     with Nodes(1, etcd=etcd) as nodes:
@@ -202,6 +203,7 @@ def test_a_node_learns_its_zone_late_and_follows_it(etcd, tmp_path):
 # How it stops
 
 
+@pytest.mark.e2e
 def test_a_node_that_stops_answers_what_is_under_way_and_says_that_it_goes(etcd):
     """Under way: an upload of which half was sent. Others know at once, by the lease, that the node is gone."""
     with Nodes(2, etcd=etcd) as nodes, nodes.client() as client:
@@ -255,6 +257,7 @@ def test_an_idle_node_stops_within_a_moment(etcd):
 # Whether it is alive
 
 
+@pytest.mark.e2e
 def test_a_node_answers_its_liveness_probe_while_a_shard_takes_its_time_to_open_and_still_ends_in_time(etcd):
     with Nodes(1, etcd=etcd) as nodes, nodes.client() as client:
         name = unique_name()
@@ -283,6 +286,7 @@ def _why_not_ready(nodes: Nodes) -> str:
         return ""
 
 
+@pytest.mark.e2e
 def test_a_node_answers_its_liveness_probe_while_it_builds_its_index(etcd):
     rng = np.random.default_rng(1)
     spec = {"tuning": {"maxTail": 200, "snapshotInterval": "1s"}}

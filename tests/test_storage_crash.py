@@ -52,6 +52,7 @@ def kill_rounds(path, rounds, seed):
     assert held > rounds
 
 
+@pytest.mark.e2e
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
     kill_rounds(tmp_path / "s", 4, seed=1)
 
@@ -86,6 +87,7 @@ def test_a_crash_at_a_bad_moment_loses_nothing_that_was_acknowledged(tmp_path, p
     assert check_after_crash(tmp_path / "s", acknowledged(lines)) == held + 20
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "place",
     ["generation.manifest", *(pytest.param(p, marks=pytest.mark.slow) for p in ("build.rows", "build.graph"))],

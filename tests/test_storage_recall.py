@@ -49,6 +49,7 @@ def scattered(n: int, dimension: int, seed: int) -> np.ndarray:
     return vectors.astype(np.float32)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("by", "precision"),
     [
@@ -124,6 +125,7 @@ def test_vectors_are_told_apart_from_what_was_asked_about_them():
         assert not len(held) or held.min() >= rows - new
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("metric", [Metric.l2, *(pytest.param(m, marks=pytest.mark.slow) for m in ("cosine", "dot"))])
 def test_a_filter_never_costs_recall_whatever_its_selectivity_and_correlation(tmp_path, metric):
     metric = Metric(metric)
