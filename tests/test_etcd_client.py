@@ -25,6 +25,7 @@ from veccluster_etcd import (
     Put,
     PutDone,
     Snapshot,
+    Txn,
     Value,
     Version,
     WatchEvents,
@@ -124,6 +125,20 @@ async def test_a_transaction_takes_one_branch_and_answers_each_operation(client)
     assert again.responses[1].one is None
     gone = await client.txn([], [Delete("/t/a"), DeletePrefix("/t/")])
     assert gone.responses == (Deleted(1), Deleted(1))
+
+
+async def test_transactions_within_one_compare_each_for_itself_what_was_there_before(client):
+    await client.put("/n/taken", b"")
+    swaps = [Txn((CreateRevision(key, "==", 0),), (Put(key, b"1"),), (Get(key),)) for key in ("/n/free", "/n/taken")]
+    done = await client.txn([CreateRevision("/n/none", "==", 0)], swaps)
+    free, taken = done.responses
+    assert done.succeeded
+    assert (free.succeeded, taken.succeeded) == (True, False)
+    assert taken.responses[0].one.value == b""
+    assert (await client.get("/n/free")).mod_revision == done.revision
+    fenced = await client.txn([CreateRevision("/n/taken", "==", 0)], swaps)
+    assert not fenced.succeeded
+    assert fenced.responses == ()
 
 
 async def test_every_kind_of_compare_decides(client):

@@ -25,7 +25,7 @@ from veccluster_etcd import Election, EtcdClient, Lease, Term
 from veccluster_node.cluster.failure_detector import Watch
 from veccluster_node.cluster.leader import campaign_and_lead
 from veccluster_node.metadata.keys import Keys
-from veccluster_node.metadata.store import Store
+from veccluster_node.metadata.store import CHANGES_IN_ONE_TRANSACTION, Store
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.messages import AnyRequest, Reply
 from veccluster_node.peer.proofs import Secret
@@ -106,20 +106,26 @@ class Led:
     now: Configuration
 
     @classmethod
-    async def of(cls, stores: Stores, factor: int = 2) -> "Led":
+    async def of(cls, stores: Stores, factor: int = 2, shards: int = 1) -> "Led":
         store, client = await stores.open()
         lease = await store.grant(5)
         term = await Election(client, stores.keys.leader, lease, b"n0").campaign()
-        words = msgspec.structs.replace(collection("words", 1), replication_factor=factor)
+        words = msgspec.structs.replace(collection("words", shards), replication_factor=factor)
         await store.create_collection(words)
-        made = shard(0, node(0), in_sync=(node(0).member(SHARD), node(1).member(SHARD)), start=5, end=7)
-        await store.apply(assignment.CreateShards(words, (made,)), fenced_by=term)
-        assert await store.wait_until(lambda s: bool(s.shards), timeout=5)
+        both = (node(0).member(SHARD), node(1).member(SHARD))
+        made = tuple(shard(n, node(0), in_sync=both, start=5, end=7) for n in range(shards))
+        await store.apply(assignment.CreateShards(words, made), fenced_by=term)
+        assert await store.wait_until(lambda s: len(s.shards) == shards, timeout=5)
         record = store.state.shards[SHARD]
         return cls(store, lease, term, record, Configuration.of(record, factor))
 
     def promoted(self) -> Configuration:
-        return replace(self.now, epoch=Epoch(self.now.epoch + 1), primary=node(1).member(SHARD))
+        return _promoted(self.record)
+
+
+def _promoted(record: Shard, factor: int = 2) -> Configuration:
+    now = Configuration.of(record, factor)
+    return replace(now, epoch=Epoch(now.epoch + 1), primary=node(1).member(record.id))
 
 
 async def test_of_two_swaps_of_a_shard_one_wins_and_the_other_learns_what_is_there(stores: Stores) -> None:
@@ -186,14 +192,27 @@ async def test_a_loss_whose_acceptance_etcd_does_not_answer_has_no_known_outcome
 async def test_a_change_of_the_leader_compares_the_shard_and_the_term(stores: Stores) -> None:
     led = await Led.of(stores)
     change = failover.Promote(SHARD, led.promoted(), led.record.revision)
-    assert not await led.store.apply_failover(replace(change, revision=Revision(1)), fenced_by=led.term)
-    assert await led.store.apply_failover(change, fenced_by=led.term)
-    assert not await led.store.apply_failover(change, fenced_by=led.term)
+    assert not await led.store.apply_failover([replace(change, revision=Revision(1))], fenced_by=led.term)
+    assert await led.store.apply_failover([change], fenced_by=led.term) == (change,)
+    assert not await led.store.apply_failover([change], fenced_by=led.term)
     now = await led.store.read_shard(SHARD)
     assert now == led.promoted()
     await led.lease.revoke()
     late = failover.Promote(SHARD, led.now, now.revision)
-    assert not await led.store.apply_failover(late, fenced_by=led.term)
+    assert not await led.store.apply_failover([late], fenced_by=led.term)
+
+
+async def test_changes_of_many_shards_are_one_transaction_in_which_each_wins_or_loses_alone(stores: Stores) -> None:
+    led = await Led.of(stores, shards=CHANGES_IN_ONE_TRANSACTION)
+    records = [led.store.state.shards[ShardId(SHARD.collection, n)] for n in range(CHANGES_IN_ONE_TRANSACTION)]
+    changes = [failover.Promote(r.id, _promoted(r), r.revision) for r in records]
+    changes[7] = replace(changes[7], revision=Revision(1))
+    done = await led.store.apply_failover(changes, fenced_by=led.term)
+    assert done == (*changes[:7], *changes[8:])
+    assert await led.store.wait_until(lambda s: sum(r.epoch == 2 for r in s.shards.values()) == len(done), timeout=5)
+    revisions = {r.revision for r in led.store.state.shards.values() if r.epoch == 2}
+    assert len(revisions) == 1, "they were not one transaction"
+    assert led.store.state.shards[records[7].id] == records[7]
 
 
 async def test_shards_are_not_created_for_a_collection_that_is_gone_or_another(stores: Stores) -> None:

@@ -161,7 +161,16 @@ class GetPrefix:
     limit: int = 0
 
 
-Operation: TypeAlias = Put | Delete | DeletePrefix | Get | GetPrefix
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """A transaction within a transaction: its `compares` are about what was there before the outer one did anything."""
+
+    compares: tuple["Compare", ...]
+    success: tuple["Operation", ...]
+    failure: tuple["Operation", ...] = ()
+
+
+Operation: TypeAlias = Put | Delete | DeletePrefix | Get | GetPrefix | Txn
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +197,17 @@ class Found:
         return self.items[0] if self.items else None
 
 
-OperationResult: TypeAlias = PutDone | Deleted | Found
-
-
 @dataclass(frozen=True, slots=True)
 class TxnResult:
     """What a transaction did: which branch ran, at which revision, and the answer to each operation of that branch."""
 
     succeeded: bool
     revision: Revision
-    responses: tuple[OperationResult, ...]
+    responses: tuple["OperationResult", ...]
+
+
+OperationResult: TypeAlias = PutDone | Deleted | Found | TxnResult
+"""A `TxnResult` is the answer to a `Txn`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from veccluster_etcd.values import (
     OperationResult,
     Put,
     PutDone,
+    Txn,
     TxnResult,
     Value,
     Version,
@@ -128,14 +129,21 @@ def _operation(operation: Operation) -> Any:
         case GetPrefix():
             request = range_request(KeyRange.prefix(operation.prefix), limit=operation.limit)
             return rpc_pb2.RequestOp(request_range=request)
+        case Txn(compares, success, failure):
+            return rpc_pb2.RequestOp(request_txn=txn_request(compares, success, failure))
 
 
 def txn_result(reply: Any) -> TxnResult:
     """What a transaction did."""
-    return TxnResult(reply.succeeded, Revision(reply.header.revision), tuple(map(_operation_result, reply.responses)))
+    return _txn_result(reply, Revision(reply.header.revision))
 
 
-def _operation_result(reply: Any) -> OperationResult:
+def _txn_result(reply: Any, revision: Revision) -> TxnResult:
+    """What it did; transactions within one have no revision of their own."""
+    return TxnResult(reply.succeeded, revision, tuple(_operation_result(r, revision) for r in reply.responses))
+
+
+def _operation_result(reply: Any, revision: Revision) -> OperationResult:
     match reply.WhichOneof("response"):
         case "response_put":
             return PutDone()
@@ -143,6 +151,8 @@ def _operation_result(reply: Any) -> OperationResult:
             return Deleted(reply.response_delete_range.deleted)
         case "response_range":
             return Found(key_values(reply.response_range.kvs))
+        case "response_txn":
+            return _txn_result(reply.response_txn, revision)
         case other:
             raise AssertionError(f"we send no operation that is answered with {other}")
 

@@ -18,13 +18,14 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.state import ShardId
 from veccluster_etcd import Election, Lease, Term
 from veccluster_node.cluster.failure_detector import Watch, placed
-from veccluster_node.metadata.store import FORGOTTEN_AT_ONCE, Store
+from veccluster_node.metadata.store import CHANGES_IN_ONE_TRANSACTION, FORGOTTEN_AT_ONCE, Store
 from veccluster_node.runtime.metrics import Measures
 
 ROUND = 0.5
 """Seconds after which the leader looks even if nothing seems to have changed."""
-AT_ONCE = 16
-"""Changes of shards that are asked for at a time."""
+A_ROUND = 4 * CHANGES_IN_ONE_TRANSACTION
+"""Changes of shards that are asked for before the leader looks again: when many nodes go at once, what is most urgent
+by then comes first, and the nodes that take over are not given everything in one moment."""
 
 FORGET_EVERY = 5.0
 """Seconds between two looks at which decisions about batches over several shards nobody needs any more."""
@@ -100,11 +101,13 @@ class Leader:
         for action in assignment.decide(state, away):
             await self._store.apply(action, fenced_by=self._term)
         changes = self._decide(state)
-        for start in range(0, len(changes), AT_ONCE):
-            await _all(*(self._change(c) for c in changes[start : start + AT_ONCE]))
+        for start in range(0, min(len(changes), A_ROUND), CHANGES_IN_ONE_TRANSACTION):
+            await self._change(changes[start : start + CHANGES_IN_ONE_TRANSACTION])
+        if len(changes) > A_ROUND:
+            self._store.wake()
 
     def _decide(self, state: ClusterState) -> Sequence[failover.Change]:
-        """Promotions first, since somebody waits for them."""
+        """The most urgent first: shards that cannot be used, then those that are handed over, then copies."""
         seen = self._watch.seen()
         actions = failover.decide(
             configurations(state), seen, replace_after=self._replace_after, placed=placed(state, seen)
@@ -112,14 +115,14 @@ class Leader:
         changes: list[failover.Change] = [a for a in actions if isinstance(a, failover.Change)]
         changing, wanted = {c.shard for c in changes}, {c.uuid: c.min_in_sync for c in state.collections.values()}
         changes += [r for r in lost_quorum.restore(configurations(state), wanted) if r.shard not in changing]
-        return sorted(changes, key=lambda c: not isinstance(c, failover.Promote))
+        return sorted(changes, key=failover.urgency)
 
-    async def _change(self, change: failover.Change) -> None:
-        before = self._store.state.shards.get(change.shard)
-        if await self._store.apply_failover(change, fenced_by=self._term):
+    async def _change(self, changes: Sequence[failover.Change]) -> None:
+        before = self._store.state.shards
+        for change in await self._store.apply_failover(changes, fenced_by=self._term):
             target = change.target
-            if before and isinstance(change, failover.Promote):
-                self._measures.failovers.observe(self._watch.away(before.primary.node))
+            if isinstance(change, failover.Promote):
+                self._measures.failovers.observe(self._watch.away(before[change.shard].primary.node))
             log.info(
                 type(change).__name__.lower(),
                 shard=str(change.shard),
@@ -180,10 +183,3 @@ def configurations(state: ClusterState) -> dict[ShardId, Configuration]:
         for i, s in state.shards.items()
         if i.collection in factors and i not in state.unsettled
     }
-
-
-async def _all(*calls: Coroutine[None, None, None]) -> None:
-    """Let all of them end, then raise what one of them raised."""
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome

@@ -41,6 +41,7 @@ from veccluster_etcd.values import (
     Operation,
     Put,
     Snapshot,
+    Txn,
     TxnResult,
     Value,
     WatchEvents,
@@ -54,6 +55,10 @@ from veccluster_node.metadata.last_seen import LastSeen
 
 SHARDS_IN_ONE_TRANSACTION = 100
 """etcd refuses transactions of more than 128 operations."""
+
+CHANGES_IN_ONE_TRANSACTION = 64
+"""Changes of shards by the leader, each a transaction of its own within one: the limit is the same, and this much of
+it is some 30 KiB."""
 
 FORGOTTEN_AT_ONCE = 20 * SHARDS_IN_ONE_TRANSACTION
 """Decisions that are deleted in a row: whoever proposes one meanwhile has to ask the shards once more."""
@@ -551,14 +556,29 @@ class Store:
 
     # The leader
 
-    async def apply_failover(self, change: failover.Change, *, fenced_by: Term) -> bool:
-        """Carry out one decision about a shard's members; whether it was. A lost race or term changes nothing."""
+    async def apply_failover(
+        self, changes: Sequence[failover.Change], *, fenced_by: Term
+    ) -> tuple[failover.Change, ...]:
+        """Carry out decisions about the members of some shards, each of another one, in one transaction: those that
+        were carried out.
+
+        Each compares the record of its own shard, so that a lost race is one shard's. A lost term changes nothing.
+        """
+        swaps = [(change, swap) for change in changes if (swap := self._swap(change))]
+        if not swaps:
+            return ()
+        result = await self._txn(self._fence(fenced_by), [swap for _, swap in swaps])
+        if not result.succeeded:
+            return ()
+        done = (isinstance(r, TxnResult) and r.succeeded for r in result.responses)
+        return tuple(change for (change, _), is_done in zip(swaps, done, strict=True) if is_done)
+
+    def _swap(self, change: failover.Change) -> Txn | None:
         record, key = self.state.shards.get(change.shard), self.keys.shard(change.shard)
         if record is None or change.shard in self.state.unsettled:
-            return False
-        unchanged = ModRevision(key, "==", change.revision)
+            return None
         put = Put(key, encoding.encode_shard(change.target.put_into(record)))
-        return (await self._txn([*self._fence(fenced_by), unchanged], [put])).succeeded
+        return Txn((ModRevision(key, "==", change.revision),), (put,))
 
     async def settle(self, shard: ShardId, target: Configuration, revision: Revision, *, fenced_by: Term) -> bool:
         """Write what a shard's record is to say after etcd went back, if it is still what it was; whether it was."""

@@ -86,6 +86,11 @@ class HandOver(Change):
 Action = Promote | Enlist | Dismiss | HandOver | Unavailable
 
 
+def urgency(change: Change) -> int:
+    """The place of a change among others, the lowest first: who waits for a primary waits for an answer."""
+    return next((place for place, kind in enumerate((Promote, HandOver)) if isinstance(change, kind)), 2)
+
+
 def decide(
     shards: Shards,
     nodes: Mapping[NodeId, Seen],
