@@ -69,6 +69,8 @@ class Connection:
         """The login that etcd refused last, and until when it is not worth another try."""
         self._authenticating = asyncio.Lock()
         self._closed = False
+        self.closing: list[Callable[[], None]] = []
+        """Called when this is closed, by what renews leases beside the event loop."""
 
     def open(self) -> None:
         """Make the channels; nothing is sent yet. Raises `InvalidSpec` when a TLS file cannot be read."""
@@ -95,6 +97,8 @@ class Connection:
     async def close(self) -> None:
         """End every request and watch. They raise `ClientClosed`, or `OutcomeUnknown` where that is so."""
         self._closed = True
+        for end in tuple(self.closing):
+            end()
         await asyncio.gather(*(m.close() for m in self._members))
 
     @property
@@ -103,6 +107,16 @@ class Connection:
         if self._closed or not self._members:
             raise ClientClosed
         return self._members
+
+    @property
+    def pem(self) -> Pem:
+        """What the TLS files held when they were read last."""
+        return self._pem
+
+    @property
+    def known_token(self) -> str | None:
+        """The token that is used at present, if there is one."""
+        return self._token or None
 
     @property
     def current(self) -> Member:

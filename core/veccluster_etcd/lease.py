@@ -7,9 +7,12 @@ what protects data is compared in a transaction (`Term.fence`).
 
 import asyncio
 import math
+import threading
 import time
+from collections.abc import Coroutine
+from concurrent import futures
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 
@@ -18,9 +21,12 @@ from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable
 from veccluster.model.state import Revision
 from veccluster_etcd import wire
 from veccluster_etcd.connection import ClientClosed, Connection
+from veccluster_etcd.keepalive import KeepAlive, NotRenewed, Renewed
 from veccluster_etcd.listing import newest
 from veccluster_etcd.members import Member, Metadata, StreamEnded
 from veccluster_etcd.values import LeaseId
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +34,11 @@ _RENEWALS: Final = 3
 """Keep-alives in a lease's time: two may fail."""
 _RETRY: Final = 0.1
 """Seconds between tries once a renewal has failed at every member."""
+PULSE: Final = 1.0
+"""Seconds between two signs that the event loop still does something."""
+LONGEST_STALL = 15.0
+"""Seconds for which an event loop may do nothing before its leases are left to end: busy it may be, stuck for ever it
+must not seem alive."""
 
 
 def _clock() -> float:
@@ -36,7 +47,9 @@ def _clock() -> float:
 
 
 class Lease:
-    """A lease that renews itself in the background until it is revoked or lost; made by `EtcdClient.grant`.
+    """A lease that a thread renews until it is revoked or lost; made by `EtcdClient.grant`.
+
+    The thread needs nothing of the event loop as long as a member answers it (`keepalive.py`).
 
     `lost` is set once, as soon as the event loop runs after the end, and never cleared; a lease that is lost stays
     lost even if etcd would still renew it. `remaining()` needs no event loop and is right even after a stall.
@@ -53,10 +66,13 @@ class Lease:
         self._connection = connection
         self._ends = sent + ttl
         self._revoked = False
-        self._heard = seen.cluster, seen.revision
-        """What the member said that renewed it last."""
-        self._timer = asyncio.get_running_loop().call_later(self.remaining(), self._on_timer)
-        self._renewing = asyncio.create_task(self._renew(), name=f"etcd-lease-{lease_id:x}")
+        self._loop = asyncio.get_running_loop()
+        self._ran = _clock()
+        """When the event loop was last seen to do anything."""
+        self._timer = self._loop.call_later(PULSE, self._on_timer)
+        self._stopped = threading.Event()
+        connection.closing.append(self._stopped.set)
+        threading.Thread(target=self._renew, name=f"etcd-lease-{lease_id:x}", daemon=True).start()
 
     def remaining(self) -> float:
         """Seconds for which the lease is certainly held if nothing more is heard from etcd; 0 when it is lost."""
@@ -72,8 +88,6 @@ class Lease:
         """End the lease and its keys now. When that raises `MetadataUnavailable`, they end when their time is over."""
         self._revoked = True
         self._lose("revoked")
-        self._renewing.cancel()
-        await asyncio.gather(self._renewing, return_exceptions=True)
 
         async def attempt(member: Member, metadata: Metadata, timeout: float) -> None:
             await member.lease.LeaseRevoke(wire.revoke_request(self.id), metadata=metadata, timeout=timeout)
@@ -99,61 +113,95 @@ class Lease:
         except MetadataUnavailable as e:
             log.warning("etcd.lease_not_revoked", lease=f"{self.id:x}", reason=e.detail)
 
-    async def _renew(self) -> None:
-        """Keep the lease alive until it is lost."""
+    def _renew(self) -> None:
+        """Keep the lease alive until it is lost, in a thread of its own."""
+        asking = KeepAlive(self._connection)
         wait = self.remaining() - self.ttl * (1 - 1 / _RENEWALS)
-        while self.remaining() > 0:
-            await asyncio.sleep(max(0.0, wait))
-            try:
-                sent, granted = await self._keep_alive()
-            except ClientClosed:
-                return  # The timer says when it is lost.
-            except (MetadataUnavailable, MetadataRefused) as e:
-                log.warning(
-                    "etcd.lease_not_renewed",
-                    lease=f"{self.id:x}",
-                    remaining=round(self.remaining(), 3),
-                    reason=e.detail,
-                )
-                wait = _RETRY
-                continue
-            if granted <= 0:
-                self._lose("etcd has ended it")
-            elif why := await self._why_void():
-                self._lose(why)
-            elif self.remaining() > 0:
-                self._ends = max(self._ends, sent + granted)
-                wait = self.ttl / _RENEWALS - (_clock() - sent)
-        self._lose("its time is over")
+        try:
+            while not self._stopped.wait(max(0.0, wait)) and self.remaining() > 0:
+                if _clock() - self._ran > LONGEST_STALL:
+                    log.warning("etcd.lease_not_renewed", lease=f"{self.id:x}", reason="the event loop stands still")
+                    wait = _RETRY
+                else:
+                    wait = self._renew_once(asking)
+        except ClientClosed:
+            pass  # The timer says when it is lost.
+        except RuntimeError as e:
+            if not self._loop.is_closed():
+                log.exception("etcd.lease_not_renewed", lease=f"{self.id:x}", reason=str(e))
+        finally:
+            asking.close()
 
-    async def _keep_alive(self) -> tuple[float, float]:
-        """Renew once: when the request that was answered had been sent, and the seconds granted from then on.
+    def _renew_once(self, asking: KeepAlive) -> float:
+        """Seconds until the next time."""
+        sent = _clock()
+        try:
+            try:
+                renewed = asking.ask(self.id, self._quick)
+            except NotRenewed:
+                sent, renewed = self._by_loop(self._keep_alive())
+            why = self._why_void(renewed)
+        except (MetadataUnavailable, MetadataRefused) as e:
+            if isinstance(e, ClientClosed):
+                raise
+            left = round(self.remaining(), 3)
+            log.warning("etcd.lease_not_renewed", lease=f"{self.id:x}", remaining=left, reason=e.detail)
+            return _RETRY
+        if why:
+            self._loop.call_soon_threadsafe(self._lose, why)
+            self._stopped.set()
+        elif self.remaining() > 0:
+            self._ends = max(self._ends, sent + renewed.granted)
+        return self.ttl / _RENEWALS - (_clock() - sent)
+
+    def _by_loop(self, asked: Coroutine[None, None, T]) -> T:
+        """What the event loop finds out, which knows about tokens and certificates; it may have no time."""
+        if self._loop.is_closed():
+            asked.close()
+            raise ClientClosed
+        doing = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        try:
+            return doing.result(max(_RETRY, self.remaining() / 2))  # so that there is time to ask the members again
+        except TimeoutError:
+            doing.cancel()
+            raise MetadataUnavailable("the event loop had no time for it") from None
+        except futures.CancelledError:
+            raise ClientClosed from None
+
+    @property
+    def _quick(self) -> float:
+        """Seconds that a member is given, so that there is time to ask another."""
+        return min(self._connection.config.attempt_timeout, self.ttl / (2 * _RENEWALS))
+
+    async def _keep_alive(self) -> tuple[float, Renewed]:
+        """Renew once as any other request: when what was answered had been sent, and the answer.
 
         A keep-alive is a stream of its own each time: there is no old one whose late answers could be taken for new.
         """
 
-        async def attempt(member: Member, metadata: Metadata, timeout: float) -> tuple[float, float]:
+        async def attempt(member: Member, metadata: Metadata, timeout: float) -> tuple[float, Renewed]:
             sent = _clock()
             async with member.stream(member.lease.LeaseKeepAlive, metadata, timeout) as stream:
                 await stream.send(wire.keep_alive_request(self.id))
                 reply: Any = await stream.receive(timeout)
             if reply is None:
                 raise StreamEnded(f"{member.address} did not renew the lease in time")
-            self._heard = reply.header.cluster_id, Revision(reply.header.revision)
-            return sent, float(reply.TTL)
+            return sent, Renewed(float(reply.TTL), reply.header.cluster_id, Revision(reply.header.revision))
 
-        quick = min(self._connection.config.attempt_timeout, self.ttl / (2 * _RENEWALS))
-        return await self._connection.call(attempt, repeatable=True, timeout=self.remaining(), attempt_timeout=quick)
+        left = self.remaining()
+        return await self._connection.call(attempt, repeatable=True, timeout=left, attempt_timeout=self._quick)
 
-    async def _why_void(self) -> str:
-        """Why the etcd that renewed the lease is not the one that granted it, in words.
+    def _why_void(self, renewed: Renewed) -> str:
+        """Why the lease is over, or the etcd that renewed it not the one that granted it, in words.
 
         One that was restored to an older state may know the lease, and what hangs on it is something else.
         """
-        cluster, revision = self._heard
-        if etcd_history.went_back(self._seen, cluster, revision):
+        if renewed.granted <= 0:
+            return "etcd has ended it"
+        revision = renewed.revision
+        if etcd_history.went_back(self._seen, renewed.cluster, revision):
             try:  # a member that is behind the others says a smaller revision, too: all of them together know
-                cluster, revision = await newest(self._connection)
+                cluster, revision = self._by_loop(newest(self._connection))
             except (MetadataUnavailable, MetadataRefused):
                 return ""
             if why := etcd_history.went_back(self._seen, cluster, revision):
@@ -162,9 +210,10 @@ class Lease:
         return ""
 
     def _on_timer(self) -> None:
+        self._ran = _clock()
         left = self.remaining()
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(left, self._on_timer)
+            self._timer = self._loop.call_later(min(left, PULSE), self._on_timer)
         else:
             self._lose("its time is over")
 
@@ -173,6 +222,8 @@ class Lease:
             return
         self.lost.set()
         self._timer.cancel()
+        self._stopped.set()
+        self._connection.closing.remove(self._stopped.set)
         if not self._revoked:
             log.warning("etcd.lease_lost", lease=f"{self.id:x}", ttl=self.ttl, reason=why)
 

@@ -21,7 +21,7 @@ _COOLDOWN_FIRST: Final = 0.25
 _COOLDOWN_LONGEST: Final = 4.0
 """Seconds for which a failed member is left alone while another can be asked; doubled at each failure in a row."""
 
-_CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # gRPC waits up to two minutes before it tries a lost server again, and twenty seconds for one to accept.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -62,9 +62,9 @@ class Member:
         address = self.address
         target = f"dns:///{address}"
         self._channel: Any = (
-            aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+            aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
             if credentials
-            else aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+            else aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         )
         self.kv: Any = rpc_pb2_grpc.KVStub(self._channel)
         self.watch: Any = rpc_pb2_grpc.WatchStub(self._channel)

@@ -1,4 +1,5 @@
-"""Our values to etcd's protobuf messages and back; with `members.py` the only place that touches the generated stubs.
+"""Our values to etcd's protobuf messages and back; with `members.py` and `keepalive.py` the only place that
+touches the generated stubs.
 
 The stubs carry no types: `Any` comes in and goes out here and nowhere else.
 """
