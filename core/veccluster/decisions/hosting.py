@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
 from veccluster.model.state import Collection, Incarnation, Member, NodeId, Shard, ShardId
+from veccluster.model.tables import CollectionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
 
     Nothing about a shard whose record may be from before later changes that etcd has forgotten.
     """
-    by_uuid = {c.uuid: c for c in state.collections.values()}
+    by_uuid = CollectionTable.of(state.collections).by_uuid
     for shard in sorted(local):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if shard.collection in state.drops:
@@ -148,7 +149,7 @@ def shown(disk: Disk, state: ClusterState, local: Locals) -> Iterator[tuple[Shar
 
     One that is about to be renewed is told nothing more, so that it takes no part in anything.
     """
-    by_uuid = {c.uuid: c for c in state.collections.values()}
+    by_uuid = CollectionTable.of(state.collections).by_uuid
     for shard, mine in sorted(local.items()):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if not mine.is_open or record is None or collection is None or shard in state.unsettled:
@@ -162,9 +163,9 @@ def assigned(disk: Disk, state: ClusterState) -> list[Shard]:
 
     The records of a collection that was just dropped are still there, and mean nothing any more.
     """
-    there = {c.uuid for c in state.collections.values()}
-    mine = (s for i, s in state.shards.items() if i.collection in there and disk.member(i) in s.members)
-    return sorted(mine, key=lambda s: s.id)
+    there, records = CollectionTable.of(state.collections).by_uuid, state.shards
+    mine = (records[i] for i in state.shards_on(disk.node) if i.collection in there)
+    return sorted((s for s in mine if disk.member(s.id) in s.members), key=lambda s: s.id)
 
 
 def is_held_by_others(record: Shard | Configuration, member: Member) -> bool:
@@ -221,13 +222,13 @@ def lost(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
 
 def orphans(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
     """Data on this node that no record speaks of and nobody dropped: kept, and reported for a person to judge."""
-    known = state.shards.keys() | state.unsettled.keys()
-    return sorted(i for i in local if i.collection not in state.drops and i not in known)
+    known = (state.shards, state.unsettled)
+    return sorted(i for i in local if i.collection not in state.drops and not any(i in of for of in known))
 
 
 def spares(disk: Disk, state: ClusterState, local: Locals) -> list[ShardId]:
     """Data of shards whose records do not name this node, kept because they have too few copies that are in sync."""
-    by_uuid = {c.uuid: c for c in state.collections.values()}
+    by_uuid = CollectionTable.of(state.collections).by_uuid
     return sorted(
         i
         for i in local

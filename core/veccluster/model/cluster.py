@@ -6,6 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from veccluster.model.state import Collection, Load, Node, NodeId, Revision, Shard, ShardId
+from veccluster.model.tables import CollectionTable, ShardTable
 
 
 class Drop(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +70,16 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
 
     def collection_of(self, shard: ShardId) -> Collection | None:
         """The collection that the shard belongs to; None when it was dropped."""
-        return next((c for c in self.collections.values() if c.uuid == shard.collection), None)
+        return CollectionTable.of(self.collections).by_uuid.get(shard.collection)
+
+    def shards_on(self, node: NodeId) -> Mapping[ShardId, bool]:
+        """The shards whose records name the node."""
+        return ShardTable.of(self.shards).on(node)
+
+    def shards_within(self, collection: str) -> frozenset[ShardId]:
+        """The shards of the collection with this uuid that have records, be they settled or not."""
+        tables = (ShardTable.of(self.shards), ShardTable.of(self.unsettled))
+        return tables[0].within(collection) | tables[1].within(collection)
 
     def is_complete(self, collection: Collection) -> bool:
         """Whether every shard of the collection has been given to a node that has opened it once."""
@@ -80,6 +90,30 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         """The nodes whose lease is there, by id."""
         return (self.nodes[i] for i in sorted(self.nodes) if i in self.alive)
 
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """How a state differs from an earlier one: what may be different, of which all else is as it was."""
+
+    everything: bool = False
+    shards: frozenset[ShardId] = frozenset()
+    """Whose records were written, or are gone."""
+    collections: frozenset[str] = frozenset()
+    """The uuids of those that were created or deleted, or of which a node deleted its part."""
+    nodes: frozenset[NodeId] = frozenset()
+    """Whose registration or sign of life was written, or is gone."""
+
+    def then(self, later: "Changes") -> "Changes":
+        """These, and others after them."""
+        if self.everything or later.everything:
+            return EVERYTHING
+        return Changes(
+            shards=self.shards | later.shards,
+            collections=self.collections | later.collections,
+            nodes=self.nodes | later.nodes,
+        )
+
+
+EVERYTHING = Changes(everything=True)
 
 FIRST_EPOCH = 0
 """A shard is written down in this epoch, which nobody ever serves; its primary takes the next one first (rule 7)."""

@@ -49,7 +49,7 @@ from veccluster_etcd.values import (
 from veccluster_node.metadata import batches, last_seen
 from veccluster_node.metadata import keys as encoding
 from veccluster_node.metadata.batches import Batches
-from veccluster_node.metadata.book import UNTRUSTED, Book
+from veccluster_node.metadata.book import UNTRUSTED, Book, Reader
 from veccluster_node.metadata.keys import Keys, Unreadable
 from veccluster_node.metadata.last_seen import LastSeen
 
@@ -114,6 +114,10 @@ class Store:
     def state(self) -> ClusterState:
         """The newest state that this node has seen."""
         return self._book.state
+
+    def reader(self) -> Reader:
+        """One who looks at the state again and again, and at what has changed meanwhile."""
+        return self._book.reader()
 
     async def follow(self) -> None:
         """Keep `state` up to date for ever; what etcd refuses now it may allow later."""

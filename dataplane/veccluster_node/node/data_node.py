@@ -189,9 +189,8 @@ class DataNode:
 
     def opening(self) -> list[str]:
         """The shards that it should serve and does not yet, as collection/number."""
-        names = {c.uuid: c.name for c in self.state.collections.values()}
-        shards = self._reconciler.recovering() if self._reconciler else []
-        return [f"{names.get(i.collection, i.collection)}/{i.number}" for i in shards]
+        state, shards = self.state, self._reconciler.recovering() if self._reconciler else []
+        return [f"{c.name if (c := state.collection_of(i)) else i.collection}/{i.number}" for i in shards]
 
     def verdict(self, answering: Mapping[NodeId, bool], opening: Mapping[NodeId, Sequence[str]]) -> Verdict:
         """The health of the cluster as this node sees it; `answering` says who gave an answer just now, and `opening`
@@ -445,7 +444,7 @@ class DataNode:
         staying = {n.id for n in state.live_nodes() if n.state is NodeState.active} - {self.id}
         return sorted(
             s.id
-            for s in state.shards.values()
+            for s in map(state.shards.__getitem__, state.shards_on(self.id))
             if s.primary == self._identity.member(s.id) and any(m.node in staying for m in s.in_sync)
         )
 
