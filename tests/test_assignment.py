@@ -5,6 +5,7 @@ from hypothesis import given
 
 from support.states import collection, lead, load, node, states
 from veccluster.decisions import assignment
+from veccluster.decisions.shard_map import records_of
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, Drop, DroppedBy
 from veccluster.model.state import POINTS, NodeId, ShardId
 
@@ -21,7 +22,7 @@ def test_every_shard_gets_as_many_living_nodes_as_it_asks_for_or_there_are_if_th
 ) -> None:
     after = lead(state)
     for wanted in after.collections.values():
-        made = after.shards_of(wanted)
+        made = records_of(after, wanted)
         assert len(made) == wanted.shards or wanted.min_in_sync > len(state.alive)
         for fresh in (s for s in made if s.id not in state.shards):
             holders = [m.node for m in fresh.in_sync]
@@ -34,7 +35,7 @@ def test_every_shard_gets_as_many_living_nodes_as_it_asks_for_or_there_are_if_th
 @given(states())
 def test_the_ranges_of_a_collection_cover_every_point_once(state: ClusterState) -> None:
     for wanted in lead(state).collections.values():
-        made = lead(state).shards_of(wanted)
+        made = records_of(lead(state), wanted)
         if made:
             assert [s.start for s in made] == [0, *(s.end for s in made[:-1])]
             assert made[-1].end == POINTS
@@ -53,7 +54,7 @@ def test_a_shard_that_was_ever_opened_is_never_moved(state: ClusterState) -> Non
 def test_a_shard_that_was_never_served_goes_to_nodes_that_live(state: ClusterState) -> None:
     after = lead(msgspec.structs.replace(state, alive={NodeId("n0"): load(NodeId("n0"))}))
     for wanted in after.collections.values():
-        for made in after.shards_of(wanted):
+        for made in records_of(after, wanted):
             assert {m.node for m in made.in_sync} == {"n0"} or wanted.min_in_sync > 1
 
 

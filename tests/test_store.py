@@ -17,6 +17,7 @@ from veccluster.decisions.replication.atomic import Batch, Decision, Showing, Ve
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.events import Outcome
 from veccluster.decisions.replication.values import NO_REVISION, Configuration
+from veccluster.decisions.shard_map import records_of
 from veccluster.errors import LeaseLost, MetadataUnavailable, OutcomeUnknown
 from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
@@ -260,7 +261,7 @@ async def test_the_leader_places_a_large_collection_and_clears_it_away(stores: S
     )
     words = collection("words", 128)
     await store.create_collection(words)
-    assert await store.wait_until(lambda s: len(s.shards_of(words)) == 128, timeout=10)
+    assert await store.wait_until(lambda s: len(records_of(s, words)) == 128, timeout=10)
     assert store.state.leader == NodeId("n0")
     await store.drop_collection("words")
     assert await store.wait_until(lambda s: not s.shards, timeout=10)

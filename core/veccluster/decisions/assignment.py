@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from veccluster.decisions import hashing, placement
+from veccluster.decisions import placement
+from veccluster.decisions.shard_map import ShardMap
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
 from veccluster.model.state import Collection, Epoch, Node, NodeId, NodeState, Shard, ShardId
 
@@ -136,12 +137,12 @@ def _holders(shard: Shard, able: Mapping[NodeId, Node]) -> tuple[NodeId, ...]:
 
 
 def _shard_ids(collection: Collection) -> list[ShardId]:
-    return [ShardId(collection.uuid, n) for n in range(collection.shards)]
+    return [ShardId(collection.uuid, n) for n in ShardMap.even(collection.shards).numbers]
 
 
 def _shard(collection: Collection, shard: ShardId, nodes: tuple[NodeId, ...], able: Mapping[NodeId, Node]) -> Shard:
     members = tuple(able[n].member(shard) for n in nodes)
-    start, end = hashing.ranges(collection.shards)[shard.number]
+    start, end = ShardMap.even(collection.shards).range_of(shard.number)
     return Shard(
         id=shard,
         epoch=Epoch(FIRST_EPOCH),

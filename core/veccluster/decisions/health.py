@@ -7,6 +7,7 @@ availability yet.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from veccluster.decisions.shard_map import records_of
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Collection, Member, NodeId, NodeState, ReadOnly, Shard
 from veccluster.model.status import Health
@@ -226,7 +227,7 @@ def _read_only(state: ClusterState, unavailable: Iterable[_Look]) -> Iterator[st
     stuck = {(node, said.shard): said for node, load in state.alive.items() for said in load.read_only}
     lost = {one.shard.id for one in unavailable}
     for name, collection in sorted(state.collections.items()):
-        for shard in state.shards_of(collection):
+        for shard in records_of(state, collection):
             said = stuck.get((shard.primary.node, str(shard.id)))
             if said and shard.id not in lost:
                 yield f"Shard {shard.id.number} of collection {name} takes no writes: {_in_words(said)}"

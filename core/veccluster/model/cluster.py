@@ -63,11 +63,6 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Keys whose values cannot be read, and why. What they said before still counts, if they ever said anything."""
 
-    def shards_of(self, collection: Collection) -> list[Shard]:
-        """The collection's shards that exist, by number."""
-        ids = (ShardId(collection.uuid, n) for n in range(collection.shards))
-        return [self.shards[i] for i in ids if i in self.shards]
-
     def collection_of(self, shard: ShardId) -> Collection | None:
         """The collection that the shard belongs to; None when it was dropped."""
         return CollectionTable.of(self.collections).by_uuid.get(shard.collection)
@@ -80,11 +75,6 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         """The shards of the collection with this uuid that have records, be they settled or not."""
         tables = (ShardTable.of(self.shards), ShardTable.of(self.unsettled))
         return tables[0].within(collection) | tables[1].within(collection)
-
-    def is_complete(self, collection: Collection) -> bool:
-        """Whether every shard of the collection has been given to a node that has opened it once."""
-        shards = self.shards_of(collection)
-        return len(shards) == collection.shards and all(s.epoch > FIRST_EPOCH for s in shards)
 
     def live_nodes(self) -> Iterable[Node]:
         """The nodes whose lease is there, by id."""

@@ -14,6 +14,7 @@ import structlog
 from veccluster.decisions import lost_quorum
 from veccluster.decisions.lost_quorum import Answer, Copy, Plan, Silence
 from veccluster.decisions.replication.values import Configuration, Lineage, Position, Run
+from veccluster.decisions.shard_map import ShardMap
 from veccluster.errors import NotFound, RecoveryRefused, StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Collection, Epoch, NodeId, Seq, Shard, ShardId
@@ -57,7 +58,7 @@ class LostQuorum:
     async def look(self, collection: Collection, number: int) -> Plan:
         """What there is of a shard, what would be done, and what that loses."""
         store, shard = self._store(), ShardId(collection.uuid, number)
-        if number >= collection.shards:
+        if number not in ShardMap.of(collection, store.state.shards).numbers:
             raise NotFound(f"collection {collection.name} has no shard {number}: it has {collection.shards}, from 0 on")
         outdated = await store.read_unsettled(shard)
         now = outdated or await store.read_shard(shard)

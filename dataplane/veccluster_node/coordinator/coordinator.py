@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from veccluster.decisions import hashing
 from veccluster.decisions.replication.atomic import Decision, Showing
+from veccluster.decisions.shard_map import ShardMap
 from veccluster.errors import (
     InsufficientStorage,
     MetadataUnavailable,
@@ -119,6 +119,9 @@ class Coordinator:
         self._read_timeout = read_timeout
         self._write_timeout = write_timeout
 
+    def _map(self, collection: Collection) -> ShardMap:
+        return ShardMap.of(collection, self._state().shards)
+
     # Writes
 
     async def upsert(
@@ -131,7 +134,7 @@ class Coordinator:
         level: WriteConsistency,
     ) -> Written:
         """Store a batch; `vectors` is float32 (n, dimension). Each shard takes its part whole or not at all."""
-        rows = _rows_by_shard(collection, ids)
+        rows = self._map(collection).rows_by_shard(ids)
         _check_sizes(rows, ids, vectors, metadata)
         requests = {
             n: m.Upsert(
@@ -156,7 +159,7 @@ class Coordinator:
         level: WriteConsistency,
     ) -> Written:
         """Store a batch in all of its shards, or in none (15)."""
-        rows = _rows_by_shard(collection, ids)
+        rows = self._map(collection).rows_by_shard(ids)
         if len(rows) < 2:  # a shard takes its part whole or not at all anyway
             return await self.upsert(collection, ids, vectors, metadata, op_id, level)
         _check_sizes(rows, ids, vectors, metadata)
@@ -203,7 +206,7 @@ class Coordinator:
         self, collection: Collection, ids: Sequence[str], op_id: str, level: WriteConsistency
     ) -> Written:
         """Remove these ids; those that are not there are no error and do not count."""
-        rows = _rows_by_shard(collection, ids)
+        rows = self._map(collection).rows_by_shard(ids)
         requests = {
             n: m.DeleteIds(shard=ShardId(collection.uuid, n), op_id=op_id, ids=[ids[i] for i in chosen])
             for n, chosen in rows.items()
@@ -217,7 +220,7 @@ class Coordinator:
         """Remove what matches, in every shard."""
         requests = {
             n: m.DeleteWhere(shard=ShardId(collection.uuid, n), op_id=op_id, filter=filter_json)
-            for n in range(collection.shards)
+            for n in self._map(collection).numbers
         }
         return await self._write(collection, requests, {}, level, "deleted", "deleted")
 
@@ -272,7 +275,7 @@ class Coordinator:
             )
 
         read = self._reading(collection, reading, request)
-        part = await read.run(range(collection.shards), patient=not plan.allow_partial)
+        part = await read.run(self._map(collection).numbers, patient=not plan.allow_partial)
         if part.failed and not plan.allow_partial:
             raise _read_failure(collection, part.failed)
         lists = (merge(*(r.hits[q] for r in part.good), key=_nearness) for q in range(len(plan.vectors)))
@@ -283,7 +286,7 @@ class Coordinator:
         self, collection: Collection, ids: Sequence[str], reading: Reading
     ) -> tuple[dict[str, m.StoredVector], Session]:
         """The vectors that exist among `ids`, by id, and up to where the shards were read."""
-        rows = _rows_by_shard(collection, ids)
+        rows = self._map(collection).rows_by_shard(ids)
 
         def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Get:
             wanted = {n: [ids[i] for i in rows[n]] for n in numbers}
@@ -310,7 +313,7 @@ class Coordinator:
                 level=level,
             )
 
-        replies = await self._read_all(collection, range(collection.shards), reading, request)
+        replies = await self._read_all(collection, self._map(collection).numbers, reading, request)
         ids = list(islice(merge(*(r.ids for r in replies)), limit))
         return ids, _positions(collection, (r.applied for r in replies))
 
@@ -322,7 +325,7 @@ class Coordinator:
                 collection=collection.uuid, shards=numbers, filter=filter_json, at_least=at_least, level=level
             )
 
-        replies = await self._read_all(collection, range(collection.shards), reading, request)
+        replies = await self._read_all(collection, self._map(collection).numbers, reading, request)
         return sum(r.count for r in replies), _positions(collection, (r.applied for r in replies))
 
     def _reading(self, collection: Collection, reading: Reading, request: Build[R]) -> Read[R]:
@@ -377,14 +380,6 @@ def _operation(request: m.Write) -> str:
     the first one was, and lost.
     """
     return f"{request.op_id} {xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode(request))}"
-
-
-def _rows_by_shard(collection: Collection, ids: Sequence[str]) -> dict[int, list[int]]:
-    """Row numbers by shard number; within a shard in the order of the batch."""
-    rows: dict[int, list[int]] = {}
-    for row, number in enumerate(hashing.shards_of(ids, hashing.starts(collection.shards))):
-        rows.setdefault(int(number), []).append(row)
-    return rows
 
 
 def _check_sizes(

@@ -20,6 +20,7 @@ from aiohttp import web
 
 import veccluster_node
 from veccluster.decisions import descriptors, filters
+from veccluster.decisions.shard_map import ShardMap, records_of
 from veccluster.errors import (
     CollectionNotFound,
     Conflict,
@@ -102,7 +103,7 @@ class Api:
 
         def served(state: ClusterState) -> bool:
             alive = {s for load in state.alive.values() for s in load.serving}
-            shards = state.shards_of(collection)
+            shards = records_of(state, collection)
             return len(shards) == collection.shards and all(str(s.id) in alive for s in shards)
 
         if not await self.node.metadata().wait_until(served, timeout=CREATION_TIMEOUT):
@@ -124,19 +125,20 @@ class Api:
         collection = await self._collection(request)
         reports, _ = await self.node.coordinator.reports(collection.uuid)
         by_number = {r.shard.number: r for r in reports}
-        whole = len(by_number) == collection.shards
+        shards = ShardMap.of(collection, self.node.state.shards).numbers
+        whole = len(by_number) == len(shards)
         building = any(r.building for r in reports)
         return _json(
             api.CollectionDetail.of(
                 collection,
                 count=sum(r.vectors for r in reports) if whole else None,
                 index_state=("building" if building else "ready") if whole else "unknown",
-                shard_states=[self._shard_state(collection, n, by_number.get(n)) for n in range(collection.shards)],
+                shard_states=[self._shard_state(collection, n, by_number.get(n)) for n in shards],
             )
         )
 
     def _shard_state(self, collection: Collection, number: int, report: ShardReport | None) -> api.ShardState:
-        shard = next((s for s in self.node.state.shards_of(collection) if s.id.number == number), None)
+        shard = next((s for s in records_of(self.node.state, collection) if s.id.number == number), None)
         state = api.ShardState(
             number=number,
             primary=shard.primary.node if shard else None,

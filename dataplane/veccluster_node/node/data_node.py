@@ -19,6 +19,7 @@ import veccluster_node
 from veccluster.decisions import publishing
 from veccluster.decisions.health import Verdict, judge
 from veccluster.decisions.replication.atomic import Batch, Decision
+from veccluster.decisions.shard_map import is_complete
 from veccluster.errors import (
     InvalidSpec,
     LeaseLost,
@@ -239,7 +240,7 @@ class DataNode:
             collection = state.collections.get(request.name)
             if collection is None or collection.uuid != request.uuid:
                 return request.gone
-            return not request.gone and state.is_complete(collection)
+            return not request.gone and is_complete(state, collection)
 
         return await self.metadata().wait_until(heard, timeout=NEWS_TIMEOUT)
 
