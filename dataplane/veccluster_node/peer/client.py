@@ -6,29 +6,22 @@ id, which the primary applies once; only when that fails too does the caller lea
 """
 
 import asyncio
-import errno
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 import aiohttp
 import msgspec
-from aiohttp.connector import AddrInfoType
 
 from veccluster.errors import OutcomeUnknown, Unavailable, from_problem
 from veccluster.model.state import Node, NodeId
+from veccluster_node.peer import connections
 from veccluster_node.peer.messages import AnyRequest, DeleteIds, DeleteWhere, Problem, R, Reply, Request, Upsert
 from veccluster_node.peer.proofs import Introductions, Secret
 
 PATH = "/peer/v1"
 MEDIA_TYPE = "application/vnd.msgpack"
 PAUSE_BETWEEN_TRIES = 0.1
-CONNECT_TIMEOUT = 1.0
-SILENCE = 3.0
-"""Seconds after which a connection is given up whose other end does not even acknowledge what was sent to it."""
-ADDRESS_TTL = 1
-"""Seconds for which a peer's address is believed: in Kubernetes a pod that comes back has another one."""
 
 Handler = Callable[[AnyRequest], Awaitable[Reply]]
 
@@ -89,7 +82,7 @@ class Peers:
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if maybe_done:
                     raise _unknown(member, error) from error
-                why = NothingListens if is_refused(error) else Unavailable
+                why = NothingListens if connections.is_refused(error) else Unavailable
                 raise why(f"node {member.id} ({member.peer_address}) cannot be reached: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 maybe_done = maybe_done or (is_write and sent)
@@ -101,15 +94,11 @@ class Peers:
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=60, ttl_dns_cache=ADDRESS_TTL, socket_factory=impatient_socket
-            )
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False)
+            self._session = connections.session()
         return self._session
 
     async def _post_once(self, member: Node, body: bytes, proof: Mapping[str, str]) -> bytes:
-        url, headers = f"http://{member.peer_address}{PATH}", {"Content-Type": MEDIA_TYPE, **proof}
+        url, headers = connections.url(member, PATH), {"Content-Type": MEDIA_TYPE, **proof}
         async with self._connections().post(url, data=body, headers=headers) as response:
             raw = await response.read()
             if response.status in {401, 403}:
@@ -117,24 +106,6 @@ class Peers:
             if response.status != 200:
                 raise from_problem(msgspec.msgpack.decode(raw, type=Problem))
             return raw
-
-
-def impatient_socket(address: AddrInfoType, silence: float = SILENCE) -> socket.socket:
-    """A socket that notices when the machine at the other end has gone without a word for so many seconds.
-
-    Otherwise a request on a connection from before would wait for its answer until its own time is over, even when
-    the peer has long been back elsewhere.
-    """
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence * 1000))
-    return made
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether a machine answered that nothing listens at that port."""
-    return isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED
 
 
 def _unknown(member: Node, error: Exception) -> OutcomeUnknown:

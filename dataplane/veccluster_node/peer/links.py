@@ -20,8 +20,8 @@ from aiohttp.connector import AddrInfoType
 
 from veccluster.errors import Unavailable
 from veccluster.model.state import Node, NodeId, ShardId
-from veccluster_node.peer import wire
-from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket, is_refused
+from veccluster_node.peer import connections, wire
+from veccluster_node.peer.connections import CONNECT_TIMEOUT, impatient_socket, is_refused
 from veccluster_node.peer.proofs import Introductions
 
 PATH = "/peer/v1/replication"
@@ -164,11 +164,10 @@ class Links:
             sockets.append(impatient_socket(address, UNACKNOWLEDGED))
             return sockets[-1]
 
-        connector = aiohttp.TCPConnector(ttl_dns_cache=ADDRESS_TTL, socket_factory=make)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        async with connections.session(make=make) as session:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    url = f"http://{address}{PATH}"
+                    url = connections.url(member, PATH)
                     ends = {"from": self._me, "to": link.node}
                     proof = await self._introductions.to(member, session)
                     stream = await session.ws_connect(

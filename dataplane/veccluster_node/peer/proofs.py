@@ -22,6 +22,7 @@ from aiohttp import web
 
 from veccluster.errors import Unavailable
 from veccluster.model.state import Node, NodeId
+from veccluster_node.peer import connections
 
 HELLO = "/peer/v1/hello"
 SCHEME = "VecCluster"
@@ -143,9 +144,8 @@ class Introductions:
 
     async def _introduced(self, member: Node, session: aiohttp.ClientSession) -> str:
         mine = secrets.token_hex(16)
-        async with session.get(
-            f"http://{member.peer_address}{HELLO}", params={"to": member.id, "challenge": mine}
-        ) as response:
+        ends = {"to": member.id, "challenge": mine}
+        async with session.get(connections.url(member, HELLO), params=ends) as response:
             raw = await response.content.read(1 << 12)
             if response.status != 200:
                 raise Unavailable(

@@ -22,7 +22,7 @@ from veccluster.decisions.replication.messages import Header, Snapshot
 from veccluster.errors import StorageCorrupt, Unavailable
 from veccluster.model.state import Member, Node, NodeId, ShardId
 from veccluster_node.engine.generations import FileInfo
-from veccluster_node.peer.client import ADDRESS_TTL, CONNECT_TIMEOUT, impatient_socket
+from veccluster_node.peer import connections
 from veccluster_node.peer.links import Links
 from veccluster_node.peer.proofs import Introductions
 from veccluster_node.peer.wire import SnapshotOffer, SnapshotTaken
@@ -301,9 +301,7 @@ class _Receiver:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        connector = aiohttp.TCPConnector(ttl_dns_cache=ADDRESS_TTL, socket_factory=impatient_socket)
-        limits = aiohttp.ClientTimeout(total=CHUNK_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False)
+        self._session = connections.session(total=CHUNK_TIMEOUT)
 
     async def close(self) -> None:
         await self._tasks.cancel()
@@ -420,7 +418,7 @@ class _Receiver:
         sender = self._members().get(download.offer.header.sender.node)
         if sender is None:
             raise ConnectionError("the sender is not a member of the cluster any more")
-        url = f"http://{sender.peer_address}{PATH}/{download.offer.id}/{path}"
+        url = connections.url(sender, f"{PATH}/{download.offer.id}/{path}")
         try:
             proof = await self._introductions.to(sender, self._session)
         except Unavailable as error:
