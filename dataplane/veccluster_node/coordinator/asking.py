@@ -1,4 +1,4 @@
-"""What every request to the replicas of a shard needs: the cluster as it is known, a way to ask, and some patience.
+"""What every request to the replicas of a shard needs: the cluster as it is known, a way to ask, and asking again.
 
 `Asking` is shared by all requests of a node. It remembers how long answers took and who gave none in time, so that a
 node that stands still costs the requests of one moment a short wait, and the ones after it nothing.
@@ -8,9 +8,12 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NoReturn, TypeVar
 
+from veccluster import backoff
 from veccluster.decisions import routing
 from veccluster.errors import OutcomeUnknown, ShardsUnavailable, Unavailable, VecClusterError
 from veccluster.model.cluster import ClusterState
@@ -54,6 +57,18 @@ class Patience:
         if len(took) < REMEMBERED // 8:
             return min(FIRST_WAIT, most)
         return min(max(2 * sorted(took)[len(took) * 95 // 100], SHORTEST_WAIT), most)
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet(Generic[T]):
+    """An attempt came to nothing that is final: it is to be made again, unless there is no time left."""
+
+    give_up: Callable[[], T]
+    """What it came to if there is none; may raise."""
+    shards: Sequence[ShardId] = ()
+    """A change of one of these is worth a new attempt at once."""
+    at_once: bool = False
+    """Something has changed already."""
 
 
 class Asking:
@@ -129,18 +144,44 @@ class Asking:
         if not task.cancelled():
             task.exception()  # who asked has heard of it, or waits no more
 
-    async def change(self, shards: Iterable[ShardId], timeout: float) -> None:
+    async def until_final(
+        self, attempt: Callable[[], Awaitable[T | NotYet[T]]], deadline: float, *, room: float = 0.0
+    ) -> T:
+        """What an attempt comes to that is final, or the last one before the deadline.
+
+        `room` is how many seconds must be left for another one to be worth while.
+        """
+        failures = 0
+        while True:
+            found = await attempt()
+            if not isinstance(found, NotYet):
+                return found
+            failures += 1
+            pause = backoff.pause(FIRST_PAUSE, failures, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+            if time.monotonic() + pause + room >= deadline:
+                return found.give_up()
+            if not found.at_once:
+                await self._change(found.shards, pause)
+                if time.monotonic() + room >= deadline:
+                    return found.give_up()
+
+    def again(self, asked: Shard, error: VecClusterError, told: VecClusterError) -> NotYet[Any]:
+        """Another attempt after `error`, where one may help; otherwise, and when time is up, `told` is raised."""
+        state = self.state()
+        step = routing.again(asked, state.shards.get(asked.id), error, state.alive.keys())
+        if step is routing.Again.no:
+            fail(told, error)
+        return NotYet(partial(fail, told, error), [asked.id], at_once=step is routing.Again.at_once)
+
+    async def _change(self, shards: Iterable[ShardId], timeout: float) -> None:
         """Wait until one of the shards stands differently, at most so many seconds."""
         before = {shard: routing.standing(self.state(), shard) for shard in shards}
         await self.wait(lambda now: any(routing.standing(now, i) != was for i, was in before.items()), timeout)
 
 
-def pauses() -> Iterable[float]:
-    """The seconds to wait before each further attempt."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.75, 1.25)
-        pause = min(2 * pause, LONGEST_PAUSE)
+def fail(told: VecClusterError, error: VecClusterError) -> NoReturn:
+    """Raise what is told of an error."""
+    raise told from (None if told is error else error)
 
 
 async def either(*calls: "asyncio.Future[Any]") -> None:

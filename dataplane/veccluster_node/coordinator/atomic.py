@@ -7,17 +7,17 @@ there is. Whoever asks the same again, here or at another node, goes on from whe
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from veccluster.decisions import routing
 from veccluster.decisions.replication.atomic import Batch, Decision, Standing, Verdict
-from veccluster.decisions.replication.atomic_deciding import Begin, Finish, GiveUp, Propose, after, next_step
-from veccluster.decisions.routing import Again
+from veccluster.decisions.replication.atomic_deciding import Begin, Finish, GiveUp, Propose, Step, after, next_step
 from veccluster.errors import MetadataRefused, MetadataUnavailable, OutcomeUnknown, Unavailable, VecClusterError
 from veccluster.model.state import Revision, Shard
-from veccluster_node.coordinator.asking import Asking, pauses, together
+from veccluster_node.coordinator.asking import Asking, NotYet, fail, together
 from veccluster_node.coordinator.writes import ask_primary
 from veccluster_node.peer import messages as m
 
@@ -56,7 +56,7 @@ class AtomicWrite:
     async def run(self) -> dict[int, m.Written]:
         """What became of it in each shard; `OutcomeUnknown` if that is not known, otherwise nothing was stored."""
         operation = next(iter(self._parts.values())).operation
-        step: Begin | Propose | Finish | GiveUp = Begin(Batch(operation, 1))
+        step: Step = Begin(Batch(operation, 1))
         forgotten = self._forgotten()
         while isinstance(step, Begin):
             begun, forgotten = step, max(forgotten, self._forgotten())
@@ -83,12 +83,19 @@ class AtomicWrite:
         why = reasons[0] if reasons else self._late
         return Unavailable(f"nothing was stored: {why.detail}") if isinstance(why, OutcomeUnknown) else why
 
-    async def _prepare(self, batch: Batch) -> Begin | Propose | Finish | GiveUp:
+    async def _prepare(self, batch: Batch) -> Step:
         """Ask the primaries until it is clear what to do next."""
         said: dict[int, Standing] = {}
-        for pause in pauses():
-            if step := next_step(batch, self._parts.keys(), said, over=self._is_over):
-                return step
+
+        def step(*, over: bool) -> Step | None:
+            return next_step(batch, self._parts.keys(), said, over=over)
+
+        def give_up() -> Step:
+            found = step(over=True)
+            assert found is not None
+            return found
+
+        async def attempt() -> Step | NotYet[Step]:
             missing = [n for n in self._parts if n not in said]
             before = {n: self._record(n) for n in missing}
             for n, answer in zip(missing, await asyncio.gather(*(self._ask(n, batch) for n in missing)), strict=True):
@@ -97,9 +104,9 @@ class AtomicWrite:
                 else:
                     self._note(n, before[n], answer)
             left = [self._parts[n].shard for n in missing if n not in said]
-            if left and not self._is_over:
-                await self._asking.change(left, min(pause, max(self._until - time.monotonic(), 0.001)))
-        raise AssertionError("there is always another pause")
+            return step(over=self._is_over) or NotYet(give_up, left)
+
+        return await self._asking.until_final(attempt, self._until)
 
     async def _ask(self, number: int, batch: Batch) -> Standing | VecClusterError:
         request = msgspec.structs.replace(self._parts[number], attempt=batch.attempt)
@@ -116,7 +123,7 @@ class AtomicWrite:
         """Remember what speaks against the batch, unless it may pass."""
         self._late = error
         known, alive = self._record(number), self._asking.state().alive.keys()
-        if asked is None or routing.again(asked, known, error, alive) is Again.no:
+        if asked is None or routing.again(asked, known, error, alive) is routing.Again.no:
             self._refusals[number] = error
 
     def _record(self, number: int) -> Shard | None:
@@ -125,18 +132,20 @@ class AtomicWrite:
     async def _propose(self, decision: Decision, forgotten: Revision) -> Decision | Revision:
         """What is decided; the revision of what was forgotten meanwhile, in which case all is to be asked anew."""
         drops = decision.verdict is Verdict.dropped
-        for pause in pauses():
+
+        async def attempt() -> Decision | Revision | NotYet[Decision | Revision]:
             try:
                 return await self._decide(decision, forgotten)
             except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
                 self._may_be_applied |= isinstance(error, OutcomeUnknown) and not drops
-                is_last = isinstance(error, MetadataRefused) or time.monotonic() + pause > self._deadline
-                if is_last and (self._may_be_applied or drops):
-                    raise OutcomeUnknown(f"etcd did not say what became of the batch: {error.detail}") from error
-                if is_last:
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError("there is always another pause")
+                told: VecClusterError = error
+                if self._may_be_applied or drops:
+                    told = OutcomeUnknown(f"etcd did not say what became of the batch: {error.detail}")
+                if isinstance(error, MetadataRefused):
+                    fail(told, error)
+                return NotYet(partial(fail, told, error))
+
+        return await self._asking.until_final(attempt, self._deadline)
 
     async def _settle(self, batch: Batch) -> dict[int, m.Written]:
         """Wait until every shard has applied it."""
@@ -146,17 +155,15 @@ class AtomicWrite:
     async def _settle_one(self, number: int, batch: Batch) -> m.Written:
         part = self._parts[number]
         request = m.SettleBatch(shard=part.shard, operation=batch.operation, attempt=batch.attempt, level=part.level)
-        for pause in pauses():
+
+        async def attempt() -> m.Written | NotYet[m.Written]:
             asked = self._record(number)
             try:
                 return await self._ask_primary(number, request, self._deadline)
             except VecClusterError as error:
-                known, alive = self._record(number), self._asking.state().alive.keys()
-                step = routing.again(asked, known, error, alive) if asked else Again.no
-                if step is Again.no or time.monotonic() + pause > self._deadline:
-                    raise OutcomeUnknown(
-                        f"the batch is stored, but shard {number} does not show it yet: {error.detail}"
-                    ) from error
-            if step is Again.later:
-                await self._asking.change([part.shard], pause)
-        raise AssertionError("there is always another pause")
+                late = OutcomeUnknown(f"the batch is stored, but shard {number} does not show it yet: {error.detail}")
+                if asked is None:
+                    fail(late, error)
+                return self._asking.again(asked, error, late)
+
+        return await self._asking.until_final(attempt, self._deadline)

@@ -16,7 +16,7 @@ import msgspec
 from veccluster.decisions import routing
 from veccluster.decisions.replication import atomic, reading, values
 from veccluster.decisions.replication.atomic import Showing
-from veccluster.decisions.routing import NOBODY, Again
+from veccluster.decisions.routing import NOBODY
 from veccluster.errors import ReplicaBehind, ShardsUnavailable, Unavailable, VecClusterError, from_problem
 from veccluster.model.state import Collection, Epoch, NodeId, ReadConsistency, Seq, Shard, ShardId
 from veccluster_node.coordinator.asking import (
@@ -24,8 +24,8 @@ from veccluster_node.coordinator.asking import (
     PING_EVERY,
     SHORTEST_WAIT,
     Asking,
+    NotYet,
     either,
-    pauses,
     together,
 )
 from veccluster_node.peer import messages as m
@@ -83,26 +83,24 @@ class Read(Generic[R]):
         """Read these shards; if `patient`, again while another replica may take over, or catch up, until time is up."""
         todo = list(numbers)
         found: Part[R] = Part()
-        for pause in pauses():
+
+        async def attempt() -> Part[R] | NotYet[Part[R]]:
+            nonlocal todo, found
+            self._vantage = self._asking.vantage()
             asked = {n: shard for n in todo if (shard := self._record(n)) is not None}
             part = await self._round(todo)
             found = Part(found.good + part.good, part.failed if patient else found.failed | part.failed)
             fitting, torn = self._fitting(found.good)
-            todo = [*torn, *(part.failed if patient else ())]
+            whole = Part(fitting, found.failed | dict.fromkeys(torn, TORN))
+            todo, found = [*torn, *(part.failed if patient else ())], Part(fitting, found.failed)
             steps = {self._again(asked.get(n), error) for n, error in part.failed.items()} if patient else set()
-            if not todo or Again.no in steps or self._is_over_in(pause):
-                return Part(fitting, found.failed | dict.fromkeys(torn, TORN))
-            found = Part(fitting, found.failed)
-            if not torn and Again.at_once not in steps:
-                await self._asking.change([self._id(n) for n in todo], pause)
-                if self._is_over_in(0.0):
-                    return Part(fitting, found.failed | dict.fromkeys(torn, TORN))
-            self._vantage = self._asking.vantage()
-        raise AssertionError("there is always another pause")
+            if not todo or routing.Again.no in steps:
+                return whole
+            at_once = bool(torn) or routing.Again.at_once in steps
+            return NotYet(lambda: whole, [self._id(n) for n in todo], at_once)
 
-    def _is_over_in(self, pause: float) -> bool:
-        """Whether so little time is left after a pause that nothing would come of it but a reason that says less."""
-        return time.monotonic() + pause + SHORTEST_WAIT >= self._deadline
+        # With less time than that nothing would come of another attempt but a reason that says less.
+        return await self._asking.until_final(attempt, self._deadline, room=SHORTEST_WAIT)
 
     def _fitting(self, replies: list[R]) -> tuple[list[R], list[int]]:
         """The replies that show the same batches over several shards (15), and the shards of those that are to be asked
@@ -116,9 +114,10 @@ class Read(Generic[R]):
         fitting = [reply for reply in replies if lacking.keys().isdisjoint(_applied(reply))]
         return fitting, [n for reply in torn for n in _applied(reply)]
 
-    def _again(self, asked: Shard | None, error: VecClusterError) -> Again:
+    def _again(self, asked: Shard | None, error: VecClusterError) -> routing.Again:
         state = self._asking.state()
-        return routing.again(asked, state.shards.get(asked.id), error, state.alive.keys()) if asked else Again.no
+        known = state.shards.get(asked.id) if asked else None
+        return routing.again(asked, known, error, state.alive.keys()) if asked else routing.Again.no
 
     async def _round(self, numbers: list[int]) -> Part[R]:
         nobody: Errors = {

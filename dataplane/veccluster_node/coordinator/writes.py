@@ -7,13 +7,13 @@ answer: it can acknowledge nothing any more that the next one does not have.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 from veccluster.decisions import routing
-from veccluster.decisions.routing import Again
 from veccluster.errors import OutcomeUnknown, VecClusterError
 from veccluster.model.state import Shard
-from veccluster_node.coordinator.asking import Asking, either, pauses
+from veccluster_node.coordinator.asking import Asking, NotYet, either
 from veccluster_node.peer import messages as m
 
 R = TypeVar("R", bound=m.Reply)
@@ -25,29 +25,26 @@ QUICK = 0.5
 async def write(asking: Asking, request: m.Write, *, timeout: float) -> m.Written:
     """The answer to a write; `OutcomeUnknown` if it may have been carried out and nobody said so."""
     deadline = time.monotonic() + timeout
-    lost = False
-    for pause in pauses():
+    lost: list[OutcomeUnknown] = []
+
+    async def attempt() -> m.Written | NotYet[m.Written]:
         asked = asking.record(request.shard)
         try:
             return await ask_primary(asking, asked, request, deadline)
+        except OutcomeUnknown as error:
+            lost.append(error)
+            return asking.again(asked, error, error)
         except VecClusterError as error:
             if error.status < 500:
                 raise
-            lost = lost or isinstance(error, OutcomeUnknown)
-            state = asking.state()
-            step = routing.again(asked, state.shards.get(asked.id), error, state.alive.keys())
-            if step is Again.no or time.monotonic() + pause >= deadline:
-                raise _verdict(error, lost) from error
-        if step is Again.later:
-            await asking.change([request.shard], pause)
-    raise AssertionError("there is always another pause")
+            return asking.again(asked, error, _unless_lost(error, lost))
+
+    return await asking.until_final(attempt, deadline)
 
 
-def _verdict(error: VecClusterError, lost: bool) -> VecClusterError:
+def _unless_lost(error: VecClusterError, lost: Sequence[OutcomeUnknown]) -> VecClusterError:
     """What is told: a refusal is none for an attempt before it whose answer was lost."""
-    if lost and not isinstance(error, OutcomeUnknown):
-        return OutcomeUnknown(f"an earlier attempt got no answer; at last: {error.detail}")
-    return error
+    return OutcomeUnknown(f"an earlier attempt got no answer; at last: {error.detail}") if lost else error
 
 
 async def ask_primary(asking: Asking, asked: Shard, request: m.Request[R], deadline: float) -> R:

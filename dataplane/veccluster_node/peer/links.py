@@ -18,6 +18,7 @@ import aiohttp
 import structlog
 from aiohttp.connector import AddrInfoType
 
+from veccluster import backoff
 from veccluster.errors import Unavailable
 from veccluster.model.state import Node, NodeId, ShardId
 from veccluster_node.peer import connections, wire
@@ -129,7 +130,7 @@ class Links:
 
     async def _keep(self, link: "_Link") -> None:
         """Have a connection whenever there is something to send."""
-        pause = FIRST_PAUSE
+        failures = 1
         while True:
             await link.wanted.wait()
             began = time.monotonic()
@@ -140,8 +141,8 @@ class Links:
             except* (aiohttp.ClientError, OSError) as group:
                 link.lost(group)
             # A connection that did not last is none: its end comes again.
-            pause = FIRST_PAUSE if time.monotonic() > began + LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
-            await asyncio.sleep(pause)
+            failures = 1 if time.monotonic() > began + LONGEST_PAUSE else failures + 1
+            await asyncio.sleep(backoff.pause(FIRST_PAUSE, failures, LONGEST_PAUSE))
             link.forget_if_away()
 
     async def _connect(self, link: "_Link") -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 import structlog
 
+from veccluster import backoff
 from veccluster.decisions import descriptors, filters
 from veccluster.decisions.hosting import Local
 from veccluster.decisions.integrity import Digest
@@ -598,12 +599,12 @@ class ShardHost:
 
     async def _decided(self, shard: ShardId, replica: Replica, wanted: Sequence[Seq]) -> None:
         """Wait until batches are decided that another shard shows: that is about to be known here, too (15)."""
-        until, pause = time.monotonic() + self._patience.read, FIRST_PAUSE
+        until, looks = time.monotonic() + self._patience.read, 0
         while not all(map((await self._showing(replica)).is_past, wanted)):
             if time.monotonic() > until:
                 raise ReplicaBehind(f"shard {shard}: a batch that other shards show is not decided here in time")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            looks += 1
+            await asyncio.sleep(backoff.pause(FIRST_PAUSE, looks, LONGEST_PAUSE))
 
     async def _leave(self, shard: ShardId, replica: Replica, level: ReadConsistency, at_least: Seq) -> None:
         """Wait until a read may look (13)."""
