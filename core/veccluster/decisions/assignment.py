@@ -6,7 +6,8 @@ Pure: the leader reads etcd, calls `decide`, and applies the actions as transact
 result a second call returns nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from veccluster.decisions import placement
 from veccluster.decisions.shard_map import ShardMap
 from veccluster.model.cluster import FIRST_EPOCH, ClusterState, DroppedBy
 from veccluster.model.state import Collection, Epoch, Node, NodeId, NodeState, Shard, ShardId
+from veccluster.model.tables import CollectionTable, ShardTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,23 @@ nor the deletion of collections. One that comes back later still has data of tho
 _NOBODY: Mapping[NodeId, float] = {}
 
 
-def decide(state: ClusterState, away: Mapping[NodeId, float] = _NOBODY) -> Iterator[Action]:
-    """Yield what the state asks for; `away` says for how many seconds nodes have not been there."""
-    yield from _new_shards(state)
-    yield from _never_opened(state)
+def decide(
+    state: ClusterState,
+    away: Mapping[NodeId, float] = _NOBODY,
+    *,
+    incomplete: AbstractSet[str] | None = None,
+    unopened: AbstractSet[ShardId] | None = None,
+) -> Iterator[Action]:
+    """Yield what the state asks for; `away` says for how many seconds nodes have not been there.
+
+    Who knows which collections (by uuid) lack records of shards, and which shards nobody has served, says so: no others
+    are looked at.
+    """
+    yield from _new_shards(state, incomplete)
+    yield from _never_opened(state, state.shards.keys() if unopened is None else unopened)
     yield from (ForgetNode(node) for node in _gone(state, away))
     for uuid in sorted(state.drops):
-        if left := tuple(sorted(i for i in {*state.shards, *state.unsettled} if i.collection == uuid)):
+        if left := tuple(sorted(state.shards_within(uuid))):
             yield ForgetShards(uuid, left)
         elif all(DroppedBy(uuid, node) in state.dropped_by for node in state.nodes):
             yield FinishDrop(uuid)
@@ -82,31 +94,33 @@ def _gone(state: ClusterState, away: Mapping[NodeId, float]) -> list[NodeId]:
     long = {n for n in state.nodes.keys() - state.alive.keys() if away.get(n, 0.0) >= GONE_AFTER}
     if not long or state.unsettled:
         return []
-    return sorted(long - {m.node for s in state.shards.values() for m in (*s.members, *filter(None, [s.successor]))})
+    return sorted(node for node in long if not state.shards_on(node))
 
 
-def _new_shards(state: ClusterState) -> Iterator[CreateShards]:
+def _new_shards(state: ClusterState, incomplete: AbstractSet[str] | None) -> Iterator[CreateShards]:
     """With as many copies as there are nodes to hold them; a collection that asks for more of them in sync waits."""
-    able = _able(state)
+    able, by_uuid = _able(state), CollectionTable.of(state.collections).by_uuid
+    collections = [by_uuid[u] for u in (by_uuid if incomplete is None else incomplete) if u in by_uuid]
     missing = {
         c.uuid: [i for i in _shard_ids(c) if i not in state.shards and i not in state.unsettled]
-        for c in state.collections.values()
+        for c in collections
         if c.min_in_sync <= len(able)
     }
     wanted = {i for ids in missing.values() for i in ids}
     placed = _placed(state, wanted, able) if wanted else {}
-    for collection in sorted(state.collections.values(), key=lambda c: c.name):
+    for collection in sorted(collections, key=lambda c: c.name):
         if ids := missing.get(collection.uuid):
             yield CreateShards(collection, tuple(_shard(collection, i, placed[i], able) for i in ids))
 
 
-def _never_opened(state: ClusterState) -> Iterator[Reassign]:
+def _never_opened(state: ClusterState, unopened: AbstractSet[ShardId]) -> Iterator[Reassign]:
     """A collection can be used although a node, or its disk, is gone since before it opened its part of it."""
-    able, by_uuid = _able(state), {c.uuid: c for c in state.collections.values()}
+    able, by_uuid = _able(state), CollectionTable.of(state.collections).by_uuid
     waiting = {
         i
-        for i, s in state.shards.items()
-        if s.epoch == FIRST_EPOCH
+        for i in unopened
+        if (s := state.shards.get(i))
+        and s.epoch == FIRST_EPOCH
         and i not in state.unsettled
         and i.collection in by_uuid
         and s.min_in_sync <= len(able)
@@ -124,10 +138,26 @@ def _able(state: ClusterState) -> dict[NodeId, Node]:
 
 
 def _placed(state: ClusterState, wanted: AbstractSet[ShardId], able: Mapping[NodeId, Node]) -> placement.Placement:
-    """Where `wanted` go, given where everything else is."""
-    factors = {c.uuid: c.replication_factor for c in state.collections.values()}
-    current = {i: _holders(s, able) for i, s in state.shards.items() if i.collection in factors}
-    return placement.extend(wanted | current.keys(), able.values(), factors, current)
+    """Where `wanted` go, given where the other shards of their collections are, and how many of the rest each node has
+    by the records.
+    """
+    by_uuid = CollectionTable.of(state.collections).by_uuid
+    factors = {uuid: by_uuid[uuid].replication_factor for uuid in {i.collection for i in wanted}}
+    records = [state.shards[i] for uuid in factors for i in state.shards_within(uuid) if i in state.shards]
+    current = {s.id: _holders(s, able) for s in records}
+    others = placement.Others(held=_beside(state, records, able), led=_led_beside(state, records))
+    return placement.extend(wanted | current.keys(), able.values(), factors, current, others)
+
+
+def _beside(state: ClusterState, records: Iterable[Shard], able: Iterable[NodeId]) -> dict[NodeId, int]:
+    """How many copies of other shards the nodes hold."""
+    mine = Counter(node for s in records for node in {m.node for m in (*s.members, s.successor) if m})
+    return {node: len(state.shards_on(node)) - mine[node] for node in able}
+
+
+def _led_beside(state: ClusterState, records: Iterable[Shard]) -> Mapping[NodeId, int]:
+    """How many other shards they are primaries of."""
+    return Counter(ShardTable.of(state.shards).led) - Counter(s.primary.node for s in records)
 
 
 def _holders(shard: Shard, able: Mapping[NodeId, Node]) -> tuple[NodeId, ...]:

@@ -20,6 +20,7 @@ Pure and deterministic: the order of the arguments plays no part, and placing a 
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from math import floor
@@ -50,6 +51,17 @@ class Place(Protocol):
         """What it fails together with; "" if that is unknown, which counts as one more zone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What nodes hold and lead of shards that are not asked about: those stay as they are, and weigh."""
+
+    held: Mapping[NodeId, int] = field(default_factory=dict)
+    led: Mapping[NodeId, int] = field(default_factory=dict)
+
+
+NO_OTHERS = Others()
+
+
 def place(
     shards: Iterable[ShardId],
     nodes: Iterable[Place],
@@ -75,13 +87,17 @@ def extend(
     nodes: Iterable[Place],
     replication_factor: int | Mapping[str, int],
     current: Mapping[ShardId, Sequence[NodeId]],
+    others: Others = NO_OTHERS,
 ) -> Placement:
-    """As `place`, but nothing in place moves and no primary changes: only what is missing is given to nodes."""
-    board = _fill(shards, nodes, replication_factor, current)
+    """As `place`, but nothing in place moves and no primary changes: only what is missing is given to nodes.
+
+    So shards of collections that lack nothing need not be among `shards`: it is enough to sum them up in `others`.
+    """
+    board = _fill(shards, nodes, replication_factor, current, others)
     board.pinned = True
     while _spread_collections(board) or _spread_all(board):
         pass
-    return _placement(board, _appoint(board, current))
+    return _placement(board, _appoint(board, current, others))
 
 
 class _Ring:
@@ -113,20 +129,20 @@ class _Move(NamedTuple):
 class _Board:
     """Who holds what while it is being decided, with the sums that the rules are about."""
 
-    def __init__(self, zones: Mapping[NodeId, str], wanted: Mapping[ShardId, int]) -> None:
+    def __init__(self, zones: Mapping[NodeId, str], wanted: Mapping[ShardId, int], others: Others) -> None:
         self.zones = zones
         self.wanted = wanted
         """Replicas that each shard shall have."""
         self.holders: dict[ShardId, list[NodeId]] = {s: [] for s in wanted}
         self.held: dict[NodeId, set[ShardId]] = {n: set() for n in zones}
-        self.total: Counter[NodeId] = Counter()
+        self.total = Counter({n: others.held.get(n, 0) for n in zones})
         self.within: dict[str, Counter[NodeId]] = {s.collection: Counter() for s in wanted}
         """Replicas of one collection on each node."""
         self.pinned = False
         """Whether only new replicas may move."""
         self.fresh: dict[NodeId, set[ShardId]] = {n: set() for n in zones}
         """Replicas that are new to a node: they are copied in any case, so that moving them costs nothing."""
-        self.mean = sum(wanted.values()) / max(1, len(zones))
+        self.mean = (sum(wanted.values()) + self.total.total()) / max(1, len(zones))
         sizes: Counter[str] = Counter()
         for shard, replicas in wanted.items():
             sizes[shard.collection] += replicas
@@ -166,13 +182,14 @@ def _fill(
     nodes: Iterable[Place],
     factor: int | Mapping[str, int],
     current: Mapping[ShardId, Sequence[NodeId]],
+    others: Others = NO_OTHERS,
 ) -> _Board:
     """Leave every replica where it is, and give those that are missing to nodes by the ring, within the bounds."""
     zones = {n.id: n.zone for n in sorted(nodes, key=lambda n: n.id)}
     wanted = {
         s: min(len(zones), factor if isinstance(factor, int) else factor[s.collection]) for s in sorted(set(shards))
     }
-    board, ring = _Board(zones, wanted), _Ring(zones)
+    board, ring = _Board(zones, wanted, others), _Ring(zones)
     for shard, replicas in wanted.items():
         for node in [n for n in dict.fromkeys(current.get(shard, ())) if n in zones][:replicas]:
             board.add(shard, node, fresh=False)
@@ -300,9 +317,9 @@ def _relays(board: _Board, source: NodeId, target: NodeId, collection: str | Non
 class _Primaries:
     """Who leads which shard while it is being decided."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Others) -> None:
         self.of: dict[ShardId, NodeId] = {}
-        self._total: Counter[NodeId] = Counter()
+        self._total: Counter[NodeId] = Counter(others.led)
         self._within: defaultdict[str, Counter[NodeId]] = defaultdict(Counter)
 
     def appoint(self, shard: ShardId, node: NodeId) -> None:
@@ -326,9 +343,9 @@ class _Primaries:
         self._total[node] += by
 
 
-def _appoint(board: _Board, current: Mapping[ShardId, Sequence[NodeId]]) -> _Primaries:
+def _appoint(board: _Board, current: Mapping[ShardId, Sequence[NodeId]], others: Others = NO_OTHERS) -> _Primaries:
     """Each shard's primary stays if it still holds the shard; else the holder that leads the fewest shards does."""
-    primaries = _Primaries()
+    primaries = _Primaries(others)
     for shard, holders in board.holders.items():
         if current.get(shard) and current[shard][0] in holders:
             primaries.appoint(shard, current[shard][0])

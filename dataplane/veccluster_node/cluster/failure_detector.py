@@ -15,7 +15,6 @@ import structlog
 from veccluster.decisions.presence import Presence, Probe
 from veccluster.decisions.replication import failover
 from veccluster.errors import VecClusterError
-from veccluster.model.cluster import ClusterState
 from veccluster.model.spec import Failover
 from veccluster.model.state import Incarnation, Load, NodeId, NodeState, ShardId
 from veccluster_node.metadata.store import Store
@@ -140,21 +139,6 @@ class Watch:
 
     def _ages(self, node: NodeId, now: float) -> Mapping[_Trouble, float]:
         return {t: now - since for t, since in self._troubles.items() if t.node == node}
-
-
-def placed(state: ClusterState, seen: Mapping[NodeId, failover.Seen]) -> dict[ShardId, set[NodeId]]:
-    """Where shards are to be whose primary's node is about to stop: on the others that hold them, while it is away."""
-    stopping = {n for n, node in state.nodes.items() if node.state is NodeState.draining}
-    return {
-        shard.id: others
-        for shard in state.shards.values()
-        if shard.primary.node in stopping
-        and (others := {m.node for m in shard.in_sync if m.node not in stopping and _serves(m.node, seen)})
-    }
-
-
-def _serves(node: NodeId, seen: Mapping[NodeId, failover.Seen]) -> bool:
-    return node in seen and seen[node].serving
 
 
 def _troubles(loads: Iterable[Load]) -> Iterator[_Trouble]:

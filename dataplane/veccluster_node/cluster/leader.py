@@ -4,25 +4,27 @@ Everything the leader does is fenced by its term; a leader that has lost it with
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
 import structlog
 
-from veccluster.decisions import assignment, lost_quorum
+from veccluster.decisions import assignment
+from veccluster.decisions.agenda import Agenda
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.replication.atomic_deciding import Known, forgettable
-from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import LeaseLost, MetadataRefused, MetadataUnavailable, OutcomeUnknown, VecClusterError
-from veccluster.model.cluster import ClusterState
-from veccluster.model.state import ShardId
+from veccluster.model.cluster import EVERYTHING
 from veccluster_etcd import Election, Lease, Term
-from veccluster_node.cluster.failure_detector import Watch, placed
+from veccluster_node.cluster.failure_detector import Watch
 from veccluster_node.metadata.store import CHANGES_IN_ONE_TRANSACTION, FORGOTTEN_AT_ONCE, Store
 from veccluster_node.runtime.metrics import Measures
 
 ROUND = 0.5
 """Seconds after which the leader looks even if nothing seems to have changed."""
+LOOK_AT_ALL_EVERY = 600.0
+"""Seconds after which the leader looks at everything, as when its term begins, and not only at what has changed."""
 A_ROUND = 4 * CHANGES_IN_ONE_TRANSACTION
 """Changes of shards that are asked for before the leader looks again: when many nodes go at once, what is most urgent
 by then comes first, and the nodes that take over are not given everything in one moment."""
@@ -81,8 +83,10 @@ class Leader:
         self._store = store
         self._term = term
         self._watch = watch
-        self._replace_after = replace_after
         self._measures = measures
+        self._reader = store.reader()
+        self._agenda = Agenda(replace_after)
+        self._look_at_all = 0.0
 
     async def run(self, lease: Lease) -> None:
         """Lead for as long as the lease lasts."""
@@ -96,26 +100,20 @@ class Leader:
                 log.warning("leader_round_interrupted", reason=error.detail)  # the next round sees what there is
 
     async def _round(self) -> None:
-        state = self._store.state
+        """Decisions are made by the state that was taken; what comes to pass meanwhile is compared by etcd."""
+        state, changes = self._reader.take()
+        if time.monotonic() >= self._look_at_all:
+            changes, self._look_at_all = EVERYTHING, time.monotonic() + LOOK_AT_ALL_EVERY
+        self._agenda.note(state, changes, self._watch.seen())
         away = {node: self._watch.away(node) for node in state.nodes.keys() - state.alive.keys()}
-        for action in assignment.decide(state, away):
+        incomplete, unopened = self._agenda.incomplete, self._agenda.unopened
+        for action in assignment.decide(state, away, incomplete=incomplete, unopened=unopened):
             await self._store.apply(action, fenced_by=self._term)
-        changes = self._decide(state)
-        for start in range(0, min(len(changes), A_ROUND), CHANGES_IN_ONE_TRANSACTION):
-            await self._change(changes[start : start + CHANGES_IN_ONE_TRANSACTION])
-        if len(changes) > A_ROUND:
+        wanted = self._agenda.decide(state)
+        for start in range(0, min(len(wanted), A_ROUND), CHANGES_IN_ONE_TRANSACTION):
+            await self._change(wanted[start : start + CHANGES_IN_ONE_TRANSACTION])
+        if len(wanted) > A_ROUND:
             self._store.wake()
-
-    def _decide(self, state: ClusterState) -> Sequence[failover.Change]:
-        """The most urgent first: shards that cannot be used, then those that are handed over, then copies."""
-        seen = self._watch.seen()
-        actions = failover.decide(
-            configurations(state), seen, replace_after=self._replace_after, placed=placed(state, seen)
-        )
-        changes: list[failover.Change] = [a for a in actions if isinstance(a, failover.Change)]
-        changing, wanted = {c.shard for c in changes}, {c.uuid: c.min_in_sync for c in state.collections.values()}
-        changes += [r for r in lost_quorum.restore(configurations(state), wanted) if r.shard not in changing]
-        return sorted(changes, key=failover.urgency)
 
     async def _change(self, changes: Sequence[failover.Change]) -> None:
         before = self._store.state.shards
@@ -173,13 +171,3 @@ class Forgetting:
         if gone := list(forgettable(known, await self._shown(uuid, sorted(shards)))):
             await self._store.forget_batches(uuid, known, gone, fenced_by=self._term)
         return len(gone) > FORGOTTEN_AT_ONCE
-
-
-def configurations(state: ClusterState) -> dict[ShardId, Configuration]:
-    """The shards of collections that are there, and of which etcd says what is."""
-    factors = {c.uuid: c.replication_factor for c in state.collections.values()}
-    return {
-        i: Configuration.of(s, factors[i.collection])
-        for i, s in state.shards.items()
-        if i.collection in factors and i not in state.unsettled
-    }

@@ -97,14 +97,16 @@ def decide(
     *,
     replace_after: float,
     placed: Mapping[ShardId, Collection[NodeId]] | None = None,
+    others: placement.Others = placement.NO_OTHERS,
 ) -> Iterator[Action]:
     """Yield what the absence of nodes asks for, and what it takes to bring shards to where they are `placed`.
 
     A node that is away for `replace_after` seconds is not waited for. A shard that is not placed stays where it is, and
-    is given what copies it lacks.
+    is given what copies it lacks. `others` sums up shards that are not asked about (agenda.py).
     """
-    led = Counter(s.primary.node for s in shards.values())
-    wanted = _wanted(shards, nodes, replace_after) | {i: set(where) for i, where in (placed or {}).items()}
+    led = Counter(others.led)
+    led.update(s.primary.node for s in shards.values())
+    wanted = _wanted(shards, nodes, replace_after, others) | {i: set(where) for i, where in (placed or {}).items()}
     for shard, now in sorted(shards.items()):
         if able := _able(shard, now, nodes):
             chosen = min(able, key=lambda m: (led[m.node], m))
@@ -157,19 +159,39 @@ def _holds(member: Member, shard: ShardId, nodes: Mapping[NodeId, Seen], replace
     return (node.serving or node.away < replace_after) and node.broken.get(shard, 0.0) < replace_after
 
 
-def _wanted(shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float) -> dict[ShardId, set[NodeId]]:
-    """The nodes that should hold each shard: those that do, and as many more as are missing."""
-    held = {
-        shard: [m.node for m in _by_worth(now) if _holds(m, shard, nodes, replace_after)][: now.replicas]
+def holders(shard: ShardId, now: Configuration, nodes: Mapping[NodeId, Seen], replace_after: float) -> list[NodeId]:
+    """The nodes whose copies count: as many as the shard should have, or fewer."""
+    return [m.node for m in _by_worth(now) if _holds(m, shard, nodes, replace_after)][: now.replicas]
+
+
+def placed(
+    shards: Shards, nodes: Mapping[NodeId, Seen], stopping: Collection[NodeId]
+) -> dict[ShardId, Collection[NodeId]]:
+    """Where shards are to be whose primary's node is about to stop: on the others that hold them, while it is away."""
+    return {
+        shard: others
         for shard, now in shards.items()
+        if now.primary.node in stopping
+        and (
+            others := {
+                m.node for m in now.in_sync if m.node not in stopping and m.node in nodes and nodes[m.node].serving
+            }
+        )
     }
+
+
+def _wanted(
+    shards: Shards, nodes: Mapping[NodeId, Seen], replace_after: float, others: placement.Others
+) -> dict[ShardId, set[NodeId]]:
+    """The nodes that should hold each shard: those that do, and as many more as are missing."""
+    held = {shard: holders(shard, now, nodes, replace_after) for shard, now in shards.items()}
     if all(len(held[shard]) == now.replicas for shard, now in shards.items()):
-        return {shard: set(holders) for shard, holders in held.items()}
-    kept = {node for holders in held.values() for node in holders}
+        return {shard: set(by) for shard, by in held.items()}
+    kept = {node for by in held.values() for node in by} | {node for node, count in others.held.items() if count}
     able = [n for i, n in sorted(nodes.items()) if i in kept or (n.serving and n.may_hold)]
     factors = {shard.collection: now.replicas for shard, now in shards.items()}
-    placed = placement.extend(shards, able, factors, held)
-    return {shard: _fit(shard, set(found), held[shard], able) for shard, found in placed.items()}
+    extended = placement.extend(shards, able, factors, held, others)
+    return {shard: _fit(shard, set(found), held[shard], able) for shard, found in extended.items()}
 
 
 def _fit(shard: ShardId, found: set[NodeId], held: Collection[NodeId], able: Iterable[Seen]) -> set[NodeId]:
