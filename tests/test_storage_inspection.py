@@ -1,13 +1,12 @@
 """What a copy says of itself before a person gives up others: how far it has come, since when, and what is wrong."""
 
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support.storage import ME, POOL, Alone, delete, opened, spec, upsert, write
+from support.storage import MAINTENANCE, ME, POOL, Alone, delete, opened, spec, upsert, write
 from veccluster.errors import Unavailable
 from veccluster_node.replica.inspection import Inspection
 from veccluster_node.replica.replica import Replica
@@ -35,7 +34,7 @@ def look(path: Path) -> Inspection:
 
 
 def closed(path: Path) -> Replica:
-    return Replica.open(path, spec(), builds=threading.Semaphore(1), me=ME, surroundings=Alone(), pool=POOL)
+    return Replica.open(path, spec(), maintenance=MAINTENANCE, me=ME, surroundings=Alone(), pool=POOL)
 
 
 def test_a_whole_copy_says_how_far_it_has_come_whether_it_is_in_use_or_not(path: Path) -> None:

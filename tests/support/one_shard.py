@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from support.storage import POOL, SMALL, spec
+from support.storage import MAINTENANCE, POOL, SMALL, spec
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Batch, Decision
 from veccluster.decisions.replication.atomic_deciding import Known, made_at
@@ -68,7 +68,7 @@ class Shard:
             path,
             spec(),
             self.settings,
-            builds=threading.Semaphore(1),
+            maintenance=MAINTENANCE,
             me=self.members[node],
             surroundings=around,
             pool=POOL,

@@ -16,6 +16,7 @@ from veccluster.decisions.replication.atomic import Decision
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, IndexParameters, Member, Metric, NodeId, Revision, ShardId
+from veccluster_node.replica.maintenance import Maintenance
 from veccluster_node.replica.pool import LoopPool
 from veccluster_node.replica.replica import Query, Replica, ReplicaSpec, StorageSettings
 from veccluster_node.wal.operations import Delete, DeleteWhere, Op, Upsert, Written
@@ -30,7 +31,7 @@ SMALL = StorageSettings(
 GRAPHS = replace(SMALL, limits=replace(SMALL.limits, graph_rows=1))
 """As SMALL, but whatever is built has a graph."""
 
-POOL = LoopPool()
+POOL, MAINTENANCE = LoopPool(), Maintenance()
 
 _op_ids = count()
 
@@ -106,7 +107,7 @@ class Alone:
 def open_alone(path: Path, of: ReplicaSpec, settings: StorageSettings) -> Replica:
     """Open the only replica of a shard, and wait until it serves."""
     alone = Alone()
-    replica = Replica.open(path, of, settings, builds=threading.Semaphore(1), me=ME, surroundings=alone, pool=POOL)
+    replica = Replica.open(path, of, settings, maintenance=MAINTENANCE, me=ME, surroundings=alone, pool=POOL)
     alone.show(replica)
     return replica
 

@@ -1,7 +1,8 @@
-"""The thread that keeps a shard's generations in shape: decide, build in a child, verify, switch, trim.
+"""Keep a shard's generations in shape: decide, build in a child, verify, switch, trim.
 
 It never holds up a write: a failed or killed build is tried again after a pause, from the vectors alone, and
-everything stays searchable from the tail until one succeeds.
+everything stays searchable from the tail until one succeeds. What to do and when to look again is decided here; the
+threads that do it are shared by all replicas (`maintenance.py`).
 """
 
 import shutil
@@ -24,19 +25,21 @@ from veccluster_node.engine.records import Snapshots
 from veccluster_node.replica import evidence
 from veccluster_node.replica.disk import ReplicaDisk
 from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.maintenance import Maintenance, Upkeep
 from veccluster_node.replica.recovery import ROWS, Recovered, resident
 from veccluster_node.replica.settings import ReplicaSpec, StorageSettings
 from veccluster_node.runtime.files import TreeSize, disk_usage, reason
 
 _LOOK = 2.0
-"""Seconds between two looks when nothing calls for one."""
+"""Seconds from a change to the look at what it left, unless something calls for one sooner."""
 _LONGEST_PAUSE = 60.0
 _FORGET_EVERY = 60.0
+"""Seconds between two looks at what was set aside, where there is any."""
 _log = structlog.get_logger(__name__)
 
 
 class Builder:
-    """Builds for one replica, one at a time; `builds` bounds how many run in the whole process."""
+    """Builds for one replica; one thing is done at a time."""
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Builder:
         loop: ReplicaLoop,
         disk: ReplicaDisk,
         recovered: Recovered,
-        builds: threading.Semaphore,
+        maintenance: Maintenance,
     ) -> None:
         self.building = False
         self.problem: str | None = None
@@ -54,7 +57,7 @@ class Builder:
         self.waits: str | None = None
         """Why a build that is due does not begin."""
         self.size = TreeSize(path)
-        """Of the whole replica; looked at by the thread here, which is often idle."""
+        """Of the whole replica, when it was last looked at."""
         self._path = path
         self._spec = spec
         self._settings = settings
@@ -63,7 +66,6 @@ class Builder:
         self._log, self._records = recovered.log, recovered.records
         self._feed: LocalFeed = recovered.feed
         self._shelf: Shelf = recovered.shelf
-        self._builds = builds
         self._failures = 0
         self._tail_since: float | None = None
         self._applied = -1
@@ -72,14 +74,20 @@ class Builder:
         self._child: Child | None = None
         self._forced: list[threading.Event] = []
         self._damaged: list[str] = []
-        self._wake = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"builder-{spec.shard}", daemon=True)
-        self._thread.start()
+        self._maintenance = maintenance
+        self._upkeep = Upkeep(self._look, self._build_one)
+        self.look()
 
-    def look(self) -> None:
+    def look(self, within: float = 0.0) -> None:
         """See soon whether there is something to do."""
-        self._wake.set()
+        self._maintenance.look(self._upkeep, within)
+
+    def changed(self) -> None:
+        """More is applied."""
+        limits = self._settings.limits
+        is_large = len(self._feed.tail) > limits.tail_rows or self._log.size > limits.log_bytes
+        self.look(0.0 if is_large else _LOOK)
 
     def force(self) -> threading.Event:
         """Build the tail whatever its size, and whatever else is wanted; the event is set when nothing is left to
@@ -87,38 +95,52 @@ class Builder:
         """
         done = threading.Event()
         self._forced.append(done)
-        self._wake.set()
+        self.look()
         return done
 
     def mend(self, name: str) -> None:
         """A generation is damaged on the disk: search its rows from memory, until it is built anew."""
         self._damaged.append(name)
-        self._wake.set()
+        self.look()
 
     def close(self) -> None:
-        """Give up what is being built, and end the thread."""
+        """Give up what is being built, and do nothing more."""
         self._closing.set()
-        self._wake.set()
         if child := self._child:
             child.kill()
-        self._thread.join()
+        self._maintenance.end(self._upkeep)
         for done in self._forced:
             done.set()
 
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            self.size.look()
-            self._wake.wait(_LOOK)
-            self._wake.clear()
-            try:
-                while not self._closing.is_set() and self._step():
-                    self._failures, self.problem = 0, None
-                self._tidy()
-                self._failures, self.problem = 0, None  # nothing is left to do
-            except Exception as error:  # noqa: BLE001 - whatever it was, nobody else would go on building
-                self._note(error)
-                self._closing.wait(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))
-                self._wake.set()
+    def _look(self) -> bool:
+        """Do what is to be done at once; whether a build is due."""
+        try:
+            self._take_out_damaged()
+            if self._is_build_due():
+                return True
+            self._tidy()
+            self._failures, self.problem = 0, None  # nothing is left to do
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody else would go on building
+            self._try_again(error)
+        return False
+
+    def _build_one(self) -> bool:
+        """Do the build that helps most, if one is still due; what is next is seen then."""
+        try:
+            if not self._closing.is_set() and (decided := self._decide(force=bool(self._forced))):
+                self.building = True
+                self._build(*decided)
+                self._failures, self.problem = 0, None
+            self.look()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._try_again(error)
+        finally:
+            self.building = False
+        return False
+
+    def _try_again(self, error: Exception) -> None:
+        self._note(error)
+        self.look(backoff.pause(self._settings.build_retry, self._failures, _LONGEST_PAUSE))
 
     def _note(self, error: Exception) -> None:
         self._failures += 1
@@ -137,25 +159,20 @@ class Builder:
         if isinstance(error, StorageCorrupt):
             self._fail(error)
 
-    def _step(self) -> bool:
-        """Do the one thing that helps most; False when there is nothing to do."""
+    def _take_out_damaged(self) -> None:
         while self._damaged:
             self._take_out(self._damaged[0])
             self._damaged.pop(0)
+
+    def _is_build_due(self) -> bool:
+        """Whether there is something to build; whoever waits until there is nothing is told."""
         forced = self._forced[:]
-        if self._loop.health.failure or not self._decide(force=bool(forced)):
-            for done in forced:
-                done.set()
-                self._forced.remove(done)
-            return False
-        with _Turn(self._builds, self._closing) as mine:
-            if mine and (decided := self._decide(force=bool(forced))):
-                self.building = True
-                try:
-                    self._build(*decided)
-                finally:
-                    self.building = False
-        return mine
+        if not self._loop.health.failure and self._decide(force=bool(forced)):
+            return True
+        for done in forced:
+            done.set()
+            self._forced.remove(done)
+        return False
 
     def _decide(self, *, force: bool) -> tuple[Build, int] | None:
         """What to build, and the seq through which rows are applied now."""
@@ -285,7 +302,10 @@ class Builder:
             self._in_loop(lambda: self._forget_log(min(covered, durable)))
 
     def _tidy(self) -> None:
-        """Give back to the disk what nothing needs any more, in steps between which writes go on."""
+        """Give back to the disk what nothing needs any more, in steps between which writes go on; say when to look
+        again.
+        """
+        is_measured = self.size.look()
         if self._closing.is_set() or self._loop.health.failure:
             return
         shard, applied = self._loop.call(self._state).result()
@@ -295,13 +315,25 @@ class Builder:
         records = self._records
         while not self._closing.is_set() and self._loop.call(records.give_back).result():
             pass
-        if applied == self._applied:
+        is_quiet, self._applied = applied == self._applied, applied
+        if is_quiet:
             self._loop.call(records.rest).result()
-        self._applied = applied
-        if not self._loop.health.divergent and time.monotonic() >= self._forget_at:
+        self._forget_evidence()
+        if self.waits or not (is_quiet and is_measured):
+            self.look(_LOOK)
+        elif shard.tail_operations and (left := self._settings.limits.tail_seconds - shard.tail_seconds) >= 0:
+            self.look(left + _LOOK)
+
+    def _forget_evidence(self) -> None:
+        """Delete what was set aside long ago, or takes room that is needed."""
+        if self._loop.health.divergent:
+            return
+        if time.monotonic() >= self._forget_at:
             self._forget_at = time.monotonic() + _FORGET_EVERY
             is_full = disk_usage(self._path) >= self._settings.full_at
             evidence.forget(self._path, older_than=0 if is_full else evidence.KEPT)
+        if evidence.is_there(self._path):
+            self.look(max(_LOOK, self._forget_at - time.monotonic()))
 
     def _sync_rows(self) -> int:
         """Make the rows durable, and say through where they are; a disk that cannot confirm it ends the replica's part
@@ -325,21 +357,3 @@ class Builder:
 
 def _reason(error: Exception) -> str:
     return error.detail if isinstance(error, VecClusterError) else reason(error)
-
-
-class _Turn:
-    """A turn at a semaphore that gives up when `closing` is set; entering says whether it is ours."""
-
-    def __init__(self, semaphore: threading.Semaphore, closing: threading.Event) -> None:
-        self._semaphore = semaphore
-        self._closing = closing
-        self._mine = False
-
-    def __enter__(self) -> bool:
-        while not self._mine and not self._closing.is_set():
-            self._mine = self._semaphore.acquire(timeout=0.2)
-        return self._mine
-
-    def __exit__(self, *_: object) -> None:
-        if self._mine:
-            self._semaphore.release()

@@ -27,6 +27,11 @@ def forget(root: Path, *, older_than: float = KEPT) -> list[str]:
     return [path.name for path in gone]
 
 
+def is_there(root: Path) -> bool:
+    """Whether anything is set aside."""
+    return next(_all(root), None) is not None
+
+
 def _all(root: Path) -> Iterator[Path]:
     for place in (*_PLACES, _TORN):
         yield from root.glob(place)

@@ -33,6 +33,7 @@ from veccluster_node.replica.disk import LocalRows, ReplicaDisk
 from veccluster_node.replica.health import ReplicaHealth
 from veccluster_node.replica.inspection import Inspection, inspect
 from veccluster_node.replica.loop import ReplicaLoop
+from veccluster_node.replica.maintenance import Maintenance
 from veccluster_node.replica.participant import Settling
 from veccluster_node.replica.pool import LoopPool
 from veccluster_node.replica.ports import Ports, Reading, Standing, Surroundings
@@ -71,7 +72,7 @@ class Replica:
         spec: ReplicaSpec,
         settings: StorageSettings,
         recovered: Recovered,
-        builds: threading.Semaphore,
+        maintenance: Maintenance,
         lock: int,
         me: Member,
         surroundings: Surroundings,
@@ -81,7 +82,6 @@ class Replica:
         self.spec = spec
         self._lock = lock
         self._recovered = recovered
-        self._limits = settings.limits
         self._reads = count()
         self._closing = False
         self._scrub_turn = threading.Lock()
@@ -97,7 +97,7 @@ class Replica:
             Ports(disk, rows, surroundings, surroundings, pool),
             settings,
             schedule=pool.schedule,
-            applied=self._applied,
+            applied=lambda: self._builder.changed(),
             ended=self._ended.set,
         )
         self._reader = Reader(
@@ -108,7 +108,7 @@ class Replica:
             index=spec.index,
             scan_rows=settings.scan_rows,
         )
-        self._builder = Builder(path, spec, settings, self._loop, disk, recovered, builds)
+        self._builder = Builder(path, spec, settings, self._loop, disk, recovered, maintenance)
 
     @classmethod
     def open(
@@ -117,7 +117,7 @@ class Replica:
         spec: ReplicaSpec,
         settings: StorageSettings | None = None,
         *,
-        builds: threading.Semaphore,
+        maintenance: Maintenance,
         me: Member,
         surroundings: Surroundings,
         pool: LoopPool,
@@ -127,8 +127,7 @@ class Replica:
         It does nothing before it is shown its configuration (`feed(Seen)`).
 
         `Unavailable` when it is open already; `StorageCorrupt` when a newer version wrote it. Any other damage opens
-        it, healed or read-only; `read_only` and `issues` say what a person should know of it. `builds` bounds the index
-        builds of the process.
+        it, healed or read-only; `read_only` and `issues` say what a person should know of it.
         """
         failpoints.hit("replica.opening")
         settings = settings or StorageSettings()
@@ -139,7 +138,7 @@ class Replica:
             raise _cannot_open(spec, error) from error
         try:
             _lock(lock, settings.lock_timeout)
-            return cls(path, spec, settings, recover(path, spec, settings), builds, lock, me, surroundings, pool)
+            return cls(path, spec, settings, recover(path, spec, settings), maintenance, lock, me, surroundings, pool)
         except BlockingIOError as error:
             os.close(lock)
             raise Unavailable(f"shard {spec.shard} is open in another process ({path})") from error
@@ -428,11 +427,6 @@ class Replica:
         said = [*self._recovered.issues, *(self._recovered.mending if damaged else ())]
         said += [why for why in (self._builder.problem, self._builder.waits) if why]
         return tuple(dict.fromkeys(said))
-
-    def _applied(self) -> None:
-        feed, limits = self._recovered.feed, self._limits
-        if len(feed.tail) > limits.tail_rows or self._recovered.log.size > limits.log_bytes:
-            self._builder.look()
 
     def close(self) -> None:
         """Finish what is queued, give up what is being built, and let go of every file."""

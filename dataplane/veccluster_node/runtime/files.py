@@ -108,11 +108,12 @@ class TreeSize:
         self._every = every
         self._due = 0.0
 
-    def look(self) -> None:
-        """Walk, if it is time for that; blocks."""
-        if time.monotonic() >= self._due:
+    def look(self) -> bool:
+        """Walk, if it is time for that, and say whether it was; blocks."""
+        if is_due := time.monotonic() >= self._due:
             self.bytes = tree_size(self._path)
             self._due = time.monotonic() + self._every
+        return is_due
 
 
 def tree_size(path: Path) -> int:

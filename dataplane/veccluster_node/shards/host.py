@@ -7,7 +7,6 @@ serves what: the replicas' rules do, by the configurations that the node's recon
 import asyncio
 import os
 import shutil
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -45,6 +44,7 @@ from veccluster_node.engine import search
 from veccluster_node.engine.stopping import Stop
 from veccluster_node.peer import messages as m
 from veccluster_node.replica.inspection import Inspection
+from veccluster_node.replica.maintenance import Maintenance
 from veccluster_node.replica.pool import LoopPool
 from veccluster_node.replica.ports import Standing, Surroundings
 from veccluster_node.replica.replica import Replica
@@ -147,7 +147,7 @@ class ShardHost:
         self._settings = settings
         self._limits = limits
         self._lanes = Lanes(threads)
-        self._builds = threading.Semaphore(1)
+        self._maintenance = Maintenance()
         self._pool = LoopPool()
         self._hosted: dict[ShardId, Hosted] = {}
         self._alone: dict[ShardId, asyncio.Lock] = {}
@@ -248,7 +248,7 @@ class ShardHost:
         )
         path, around = self._dir / str(shard), self._surroundings
         return Replica.open(
-            path, spec, self._settings, builds=self._builds, me=member, surroundings=around, pool=self._pool
+            path, spec, self._settings, maintenance=self._maintenance, me=member, surroundings=around, pool=self._pool
         )
 
     def see(self, shard: ShardId, configuration: Configuration) -> None:
@@ -352,6 +352,7 @@ class ShardHost:
         for shard in list(self._hosted):
             await self.shut(shard)
         self._lanes.shut_down()
+        await asyncio.to_thread(self._maintenance.close)
         await asyncio.to_thread(self._pool.close)
 
     def reports(self, collection: str | None = None) -> list[m.ShardReport]:
