@@ -52,6 +52,11 @@ class Collections:
         return reply["body"] if reply["status"] == 200 else None
 
 
+def lasting(held):
+    """What a collection is, without how its copies fare at the moment."""
+    return {key: value for key, value in held.items() if key != "shard_states"}
+
+
 def test_a_collection_is_what_its_resource_asks_and_its_status_says_what_it_became(collections):
     collections.apply("asked", name="asked-for", metric="l2", shards=2, index={"m": 8}, filterable=["pos"])
     resource = collections.wait_for("asked", "Created", "in 2 shards", status="True")
@@ -62,7 +67,7 @@ def test_a_collection_is_what_its_resource_asks_and_its_status_says_what_it_beca
     collections.apply("asked", name="asked-for", metric="l2", shards=2, index={"m": 8}, deletionPolicy="Delete")
     different = collections.wait_for("asked", "Different", "filterable")
     assert different["status"]["uuid"] == held["uuid"]
-    assert collections.held("asked-for") == held
+    assert lasting(collections.held("asked-for")) == lasting(held)
 
 
 @pytest.mark.parametrize("policy", ["Retain", "Delete"])

@@ -9,7 +9,9 @@ import pytest
 import structlog
 import trustme
 
+from support.cluster import wait_until
 from support.etcd import EtcdCluster
+from support.nodes import Nodes
 from veccluster.errors import InvalidSpec, MetadataRefused, MetadataUnavailable
 from veccluster_etcd import Election, EtcdClient, NotAdmitted, Put
 
@@ -158,3 +160,26 @@ async def test_a_password_does_no_harm_where_none_is_asked_for():
             await client.put("/a", b"")
             cluster.enable_auth(PASSWORD)
             await client.put("/a", b"")
+
+
+@pytest.mark.e2e
+def test_a_node_at_rest_hears_that_its_password_is_refused_and_serves_on(tmp_path):
+    username, password = tmp_path / "username", tmp_path / "password"
+    username.write_text("node")
+    password.write_text("old-horse")
+    with EtcdCluster(1) as etcd:
+        etcd.enable_auth(PASSWORD)
+        etcd.ctl("user", "add", "node:old-horse")
+        etcd.ctl("user", "grant-role", "node", "root")
+        files = {"username_file": str(username), "password_file": str(password)}
+        config = {"etcd": {"endpoints": etcd.endpoints, **files}}
+        with Nodes(1, etcd=etcd, config=config) as nodes, nodes.client() as client:
+            client.create_collection("words", dimension=2, metric="l2")
+            client.upsert("words", ["a"], [[1.0, 2.0]])
+            nodes.wait_healthy()
+            etcd.ctl("user", "passwd", "--interactive=false", "node", stdin="new-horse")
+            wait_until(lambda: "does not accept" in str(nodes.cluster(0).get("issues")), "the node to say so")
+            assert client.get("words", "a").id == "a"
+            client.upsert("words", ["b"], [[1.0, 2.0]])
+            password.write_text("new-horse")
+            nodes.wait_healthy()

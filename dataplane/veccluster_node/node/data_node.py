@@ -56,8 +56,10 @@ HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
 PAUSE_BETWEEN_TRIES = 1.0
 
-SECRET_EVERY = 30.0
-"""Seconds between two looks at what nodes prove themselves with, unless somebody could not."""
+SECRET_EVERY = 10.0
+"""Seconds between two looks at what nodes prove themselves with, unless somebody could not.
+
+A node at rest asks etcd for nothing else, so this is also how it hears that it is not let in any more."""
 VERSION_EVERY = 60.0
 """Seconds between looks at the version of etcd, which somebody may upgrade or mix."""
 
@@ -116,6 +118,8 @@ class DataNode:
         """Shards whose records etcd may have from before later changes, and why they stay so; known to the leader."""
         self._not_admitted = ""
         """Why etcd, which is there, does not let this node in; empty when it does, or is not there."""
+        self._refusal: VecClusterError | None = None
+        """What etcd said when it did not let this node in, until that is acted on."""
         self.secret = Secret()
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes, self.secret)
         self._integrity = Integrity(self.id, host, self.peers, config.integrity)
@@ -338,6 +342,9 @@ class DataNode:
                 self.secret.learn(await store.secret(self.secret.known))
             except (MetadataUnavailable, MetadataRefused, OutcomeUnknown) as error:
                 log.warning("secret_not_read", reason=error.detail)
+                if isinstance(error, NotAdmitted | MetadataRefused):
+                    self._refusal = error
+                    store.wake()
             await asyncio.sleep(PAUSE_BETWEEN_TRIES)
             with suppress(TimeoutError):
                 async with asyncio.timeout(SECRET_EVERY if self.secret.known else PAUSE_BETWEEN_TRIES):
@@ -408,6 +415,9 @@ class DataNode:
             times_back = store.times_back
             async for _ in store.changes(at_least_every=HEARTBEAT):
                 lease.check()
+                if refusal := self._refusal:
+                    self._refusal = None
+                    raise refusal
                 if store.times_back != times_back:
                     raise LeaseLost("etcd went back to an older state: what it knew of this node is void")
                 if me != self._as_it_is(me) or store.lacks_node(self.id):
