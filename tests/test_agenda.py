@@ -132,6 +132,23 @@ def test_what_is_decided_by_changes_is_what_is_decided_by_everything(seed: int) 
         told = world.do([c for c in decided if world.random.random() < 0.5])
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_looked_at_in_small_parts_comes_to_the_same_rest(seed: int) -> None:
+    world = World(seed)
+    agenda, told = Agenda(REPLACE_AFTER, at_once=2), EVERYTHING
+    for _ in range(4):
+        told = told.then(world.go_on())
+        for _ in range(400):
+            agenda.note(world.state, told, world.seen)
+            decided = agenda.decide(world.state)
+            told = world.do(decided)
+            if not decided and not agenda.is_behind:
+                break
+        else:
+            pytest.fail("it comes to no rest")
+        assert not everything(world.state, world.seen)
+
+
 def test_a_node_that_goes_is_a_matter_of_its_own_shards_alone() -> None:
     made = {}
     for n in range(60):

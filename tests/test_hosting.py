@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import msgspec
 from hypothesis import given
+from hypothesis import strategies as st
 
 from support.states import Host, collection, lead, load, node, shard, states
 from veccluster.decisions import hosting
@@ -53,6 +54,22 @@ def test_rounds_end_with_every_own_shard_open_and_nothing_left_to_do(state: Clus
     uuids = {c.uuid for c in state.collections.values()}
     mine = {i for i, s in state.shards.items() if s.member_on(host.disk.node) and i.collection in uuids}
     assert host.opened == mine
+
+
+@given(states(), st.data())
+def test_about_a_shard_at_rest_there_is_nothing_to_be_done(state: ClusterState, data: st.DataObject) -> None:
+    host = Host.of(state.nodes[NodeId("n0")])
+    for _ in range(data.draw(st.integers(0, 2))):
+        state = host.round(state)
+    shards = dict(state.shards)
+    for gone in data.draw(st.sets(st.sampled_from(sorted(shards)))) if shards else ():
+        away = Member(NodeId("elsewhere"), LATER)
+        shards[gone] = msgspec.structs.replace(shards[gone], epoch=Epoch(7), primary=away, in_sync=(away,))
+    host.damaged = dict.fromkeys(data.draw(st.sets(st.sampled_from(sorted(host.data)))) if host.data else (), "bits")
+    state, local = msgspec.structs.replace(state, shards=shards), host.local()
+    known = {*local, *shards}
+    restless = {i for i in known if not hosting.is_at_rest(host.disk, state, local, i)}
+    assert list(hosting.decide(host.disk, state, local, restless)) == list(hosting.decide(host.disk, state, local))
 
 
 @given(states())

@@ -14,7 +14,7 @@ from veccluster.decisions.hosting import Local
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt
-from veccluster.model.cluster import ClusterState, Drop
+from veccluster.model.cluster import EVERYTHING, Changes, ClusterState, Drop
 from veccluster.model.state import Collection, Epoch, Incarnation, Member, NodeId, Revision, Shard, ShardId
 from veccluster_node.metadata.store import NOTHING_KNOWN, Store
 from veccluster_node.runtime.identity import Identity, claim
@@ -100,6 +100,7 @@ class _Store:
         self.newer: Configuration | None = None
         self.all_batches: dict[str, Known] = {}
         self.batches_changed: list[Callable[[], None]] = []
+        self.taken: ClusterState | None = None
         self.put(*shards)
 
     def put(self, *shards: Shard, **changes: object) -> None:
@@ -111,6 +112,20 @@ class _Store:
             shards={s.id: s for s in shards},
         )
         self.state = msgspec.structs.replace(there, **changes)
+
+    def reader(self) -> "_Store":
+        return self
+
+    def take(self) -> tuple[ClusterState, Changes]:
+        before, self.taken = self.taken, self.state
+        if before is None:
+            return self.state, EVERYTHING
+        if before is self.state:
+            return self.state, Changes()
+        both = (before, self.state)
+        shards = {i for s in both for i in (*s.shards, *s.unsettled)}
+        uuids = {u for s in both for u in (*(c.uuid for c in s.collections.values()), *s.drops)}
+        return self.state, Changes(shards=frozenset(shards), collections=frozenset(uuids))
 
     def batches(self, uuid: str) -> Known:
         return self.all_batches.get(uuid, NOTHING_KNOWN)

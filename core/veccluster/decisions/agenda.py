@@ -5,12 +5,16 @@ collections or nodes are different since, and those that lack a copy, with all o
 spreads those. It is told of all the rest how many copies each node holds and leads. The answer is that of asking
 about all (tests/test_agenda.py); where something was missed all the same, a look at everything finds it.
 
+However much changes at once, a look is at so many shards only that it takes no more than a moment; those without a
+primary come first, and what is left comes next time.
+
 Pure, but that it remembers: the state, how it has changed, and what is seen of the nodes come in; changes come out.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain, islice
 from typing import NamedTuple
 
 from veccluster.decisions import lost_quorum
@@ -34,12 +38,17 @@ class _Sight(NamedTuple):
     is_stopping: bool
 
 
+AT_ONCE = 1000
+"""Shards that are looked at in a row."""
+
+
 class Agenda:
     """What the leader has to look at."""
 
-    def __init__(self, replace_after: float) -> None:
+    def __init__(self, replace_after: float, at_once: int = AT_ONCE) -> None:
         """Copies that are away for `replace_after` seconds are made elsewhere."""
         self._replace_after = replace_after
+        self._at_once = at_once
         self._clear()
 
     def _clear(self) -> None:
@@ -52,6 +61,12 @@ class Agenda:
         """Shards that have fewer copies than they should."""
         self._open: set[ShardId] = set()
         """Shards about which something may be to be done."""
+        self._undone: dict[ShardId, None] = {}
+        """Shards about which something was to be done when they were looked at last, the longest ago first."""
+        self._turn = 0
+        """How many looks there were."""
+        self._unread: set[ShardId] = set()
+        """Shards that have to be looked at before anything is decided about them."""
         self._sights: dict[NodeId, _Sight] = {}
         self._seen: SeenNodes = {}
         self.incomplete: set[str] = set()
@@ -71,11 +86,18 @@ class Agenda:
             touched = {*changes.shards, *(i for uuid in changes.collections for i in state.shards_within(uuid))}
             touched |= self._look_at_nodes(state, seen)
         self._seen = seen
-        for shard in touched:
-            self._look_at(shard, state)
-        self._open |= touched
         for uuid in collections:
             self._look_at_collection(uuid, state)
+        self._unread |= touched
+        for shard in list(islice(self._unread, self._at_once)):
+            self._look_at(shard, state)
+            self._unread.remove(shard)
+            self._open.add(shard)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is more to look at than was looked at."""
+        return bool(self._unread or self._open)
 
     def _look_at_nodes(self, state: ClusterState, seen: SeenNodes) -> set[ShardId]:
         """The shards for which something has changed about a node."""
@@ -135,15 +157,40 @@ class Agenda:
         changes: list[failover.Change] = [a for a in actions if isinstance(a, failover.Change)]
         changing = {c.shard for c in changes}
         changes += [r for r in lost_quorum.restore(look, _wanted(look, state)) if r.shard not in changing]
-        self._open = {a.shard for a in actions} | {c.shard for c in changes}
+        for shard in look:
+            self._open.discard(shard)
+            self._undone.pop(shard, None)
+        self._undone |= dict.fromkeys(sorted({a.shard for a in actions} | {c.shard for c in changes}))
         return sorted(changes, key=failover.urgency)
 
     def _to_look_at(self, state: ClusterState) -> Mapping[ShardId, Configuration]:
+        self._turn += 1
+        self._open.intersection_update(self._shards)
+        for shard in self._undone.keys() - self._shards.keys():
+            del self._undone[shard]
+        again = islice(self._undone, self._at_once)
+        lacking = self._lacking()
+        start = self._turn * self._at_once % len(lacking) if len(lacking) > self._at_once else 0
+        uuids = {i.collection for i in islice(chain(lacking[start:], lacking[:start]), self._at_once)}
+        beside = {i for uuid in uuids for i in state.shards_within(uuid)}
+        chosen = {*self._most_urgent(), *again, *beside}
+        return {i: self._shards[i] for i in chosen if i in self._shards and i not in self._unread}
+
+    def _most_urgent(self) -> Iterable[ShardId]:
+        """As many as are looked at in a row of those about which something may be to be done."""
+        if len(self._open) <= self._at_once:
+            return self._open
+        down = {node for node, sight in self._sights.items() if not sight.serving}
+        urgent = (i for i in self._open if self._shards[i].primary.node in down)
+        return islice(chain(urgent, self._open), self._at_once)
+
+    def _lacking(self) -> list[ShardId]:
+        """Shards that lack a copy for which there is a node, once it is known what the nodes have."""
+        if self._unread:
+            return []
         able = {n.id for n in self._seen.values() if n.serving and n.may_hold}
         places = len(able | {node for node, count in self._held.items() if count})
-        lacking = {i for i in self._short if len(self._holders[i]) < places}
-        beside = {i for uuid in {i.collection for i in lacking} for i in state.shards_within(uuid)}
-        return {i: self._shards[i] for i in self._open | beside if i in self._shards}
+        return sorted(i for i in self._short if len(self._holders[i]) < places)
 
 
 def configuration(shard: ShardId, state: ClusterState) -> Configuration | None:

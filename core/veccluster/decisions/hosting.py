@@ -11,6 +11,7 @@ held anything.
 """
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from veccluster.decisions.replication.values import Configuration
@@ -103,13 +104,15 @@ Action = Open | Renew | Clear | GiveUp | Delete | ReportDropped
 Locals = Mapping[ShardId, Local]
 
 
-def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
-    """Yield what the state asks of this node, in the order in which it must be done.
+def decide(
+    disk: Disk, state: ClusterState, local: Locals, only: AbstractSet[ShardId] | None = None
+) -> Iterator[Action]:
+    """Yield what the state asks of this node, in the order in which it must be done; about shards, of `only` those.
 
     Nothing about a shard whose record may be from before later changes that etcd has forgotten.
     """
     by_uuid = CollectionTable.of(state.collections).by_uuid
-    for shard in sorted(local):
+    for shard in sorted(local if only is None else only & local.keys()):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if shard.collection in state.drops:
             yield Delete(shard)
@@ -117,12 +120,13 @@ def decide(disk: Disk, state: ClusterState, local: Locals) -> Iterator[Action]:
             continue
         elif record and collection and is_given_up(disk.node, record, collection, state):
             yield GiveUp(shard)
-    for record in assigned(disk, state):
+    for record in assigned(disk, state, only):
         collection = by_uuid.get(record.id.collection)
         if collection and record.id not in state.unsettled:
             yield from _take_on(disk, record, collection, local, state)
+    held = {i.collection for i in local} if state.drops else frozenset[str]()
     for uuid in sorted(state.drops):
-        if all(i.collection != uuid for i in local) and DroppedBy(uuid, disk.node) not in state.dropped_by:
+        if uuid not in held and DroppedBy(uuid, disk.node) not in state.dropped_by:
             yield ReportDropped(uuid)
 
 
@@ -144,27 +148,42 @@ def _take_on(disk: Disk, record: Shard, collection: Collection, local: Locals, s
         yield Open(record, collection, member)
 
 
-def shown(disk: Disk, state: ClusterState, local: Locals) -> Iterator[tuple[ShardId, Configuration]]:
-    """Yield what each open replica is to know of its shard.
+def shown(
+    disk: Disk, state: ClusterState, local: Locals, only: AbstractSet[ShardId] | None = None
+) -> Iterator[tuple[ShardId, Configuration]]:
+    """Yield what each open replica is to know of its shard; of `only` those shards.
 
     One that is about to be renewed is told nothing more, so that it takes no part in anything.
     """
     by_uuid = CollectionTable.of(state.collections).by_uuid
-    for shard, mine in sorted(local.items()):
-        record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
+    for shard in sorted(local if only is None else only & local.keys()):
+        mine, record, collection = local[shard], state.shards.get(shard), by_uuid.get(shard.collection)
         if not mine.is_open or record is None or collection is None or shard in state.unsettled:
             continue
         if not (mine.damaged and is_held_by_others(record, disk.member(shard))):
             yield shard, Configuration.of(record, collection.replication_factor)
 
 
-def assigned(disk: Disk, state: ClusterState) -> list[Shard]:
+def is_at_rest(disk: Disk, state: ClusterState, local: Locals, shard: ShardId) -> bool:
+    """Whether there is nothing to be done about a shard here, and nothing that is only waited for.
+
+    It stays so until its record, its collection, or the replica itself is another.
+    """
+    record, mine = state.shards.get(shard), local.get(shard)
+    if record is None or disk.member(shard) not in record.members or state.collection_of(shard) is None:
+        return mine is None
+    is_well = mine is not None and mine.is_open and mine.damaged is None and disk.has_begun(shard)
+    return is_well and shard not in state.unsettled
+
+
+def assigned(disk: Disk, state: ClusterState, only: AbstractSet[ShardId] | None = None) -> list[Shard]:
     """The shards of the collections that there are whose record names this node with the disk that it has, by id.
 
     The records of a collection that was just dropped are still there, and mean nothing any more.
     """
     there, records = CollectionTable.of(state.collections).by_uuid, state.shards
-    mine = (records[i] for i in state.shards_on(disk.node) if i.collection in there)
+    named = state.shards_on(disk.node)
+    mine = (records[i] for i in (named if only is None else only & named.keys()) if i.collection in there)
     return sorted((s for s in mine if disk.member(s.id) in s.members), key=lambda s: s.id)
 
 

@@ -6,7 +6,7 @@ Times are this process's own monotonic clock.
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from veccluster.decisions.presence import Presence, Probe
 from veccluster.decisions.replication import failover
 from veccluster.errors import VecClusterError
 from veccluster.model.spec import Failover
-from veccluster.model.state import Incarnation, Load, NodeId, NodeState, ShardId
+from veccluster.model.state import Incarnation, Load, Node, NodeId, NodeState, ShardId
 from veccluster_node.metadata.store import Store
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import NothingListens, Peers
@@ -34,7 +34,6 @@ class _Kind(Enum):
 
 
 class _Trouble(NamedTuple):
-    node: NodeId
     shard: ShardId
     kind: _Kind
 
@@ -50,7 +49,12 @@ class Watch:
         self._presence = Presence(heartbeat=times.heartbeat, timeout=times.timeout)
         self._boots: dict[NodeId, str] = {}
         """Which process of each node had a lease last: another one may have its address by now."""
-        self._troubles: dict[_Trouble, float] = {}
+        self._troubles: dict[NodeId, dict[_Trouble, float]] = {}
+        """What each node says, and since when."""
+        self._loads: dict[NodeId, Load] = {}
+        """What that was read from."""
+        self._incarnations: dict[NodeId, tuple[Mapping[str, str], Mapping[ShardId, Incarnation]]] = {}
+        """Of replicas that are others than their node: as registered, and as read."""
         self._asking: dict[NodeId, asyncio.Task[None]] = {}
 
     async def follow(self) -> None:
@@ -62,8 +66,13 @@ class Watch:
         """Note what the state says now."""
         state, now = self._store.state, time.monotonic()
         self._presence.saw(state.nodes.keys(), state.alive.keys(), now)
-        self._boots |= {n: load.boot for n, load in state.alive.items()}
-        self._troubles = {t: self._troubles.get(t, now) for t in _troubles(state.alive.values())}
+        for node in self._loads.keys() - state.alive.keys():
+            del self._loads[node], self._troubles[node]
+        for node, load in state.alive.items():
+            if self._loads.get(node) is not load:
+                before = self._troubles.get(node, {})
+                self._loads[node], self._boots[node] = load, load.boot
+                self._troubles[node] = {t: before.get(t, now) for t in _troubles(load)}
 
     async def probe(self) -> None:
         """Ask every node whether it is there, every heartbeat, until cancelled."""
@@ -114,12 +123,19 @@ class Watch:
                 serving=node.id == self._me or self._presence.is_serving(node.id, now),
                 away=self._presence.away(node.id, now),
                 may_hold=node.state is NodeState.active and _has_room(state.alive.get(node.id)),
-                incarnations={s: Incarnation(i) for name, i in node.incarnations.items() if (s := ShardId.parse(name))},
+                incarnations=self._incarnations_of(node),
                 broken=self._broken(node.id, now),
                 cut_off=self._cut_off(node.id, now),
             )
             for node in state.nodes.values()
         }
+
+    def _incarnations_of(self, node: Node) -> Mapping[ShardId, Incarnation]:
+        known = self._incarnations.get(node.id)
+        if known is None or known[0] is not node.incarnations:
+            found = {s: Incarnation(i) for name, i in node.incarnations.items() if (s := ShardId.parse(name))}
+            known = self._incarnations[node.id] = (node.incarnations, found)
+        return known[1]
 
     def _broken(self, node: NodeId, now: float) -> Mapping[ShardId, float]:
         """What the node says that it cannot do, and what it has been about to do for too long."""
@@ -138,15 +154,14 @@ class Watch:
         )
 
     def _ages(self, node: NodeId, now: float) -> Mapping[_Trouble, float]:
-        return {t: now - since for t, since in self._troubles.items() if t.node == node}
+        return {t: now - since for t, since in self._troubles.get(node, {}).items()}
 
 
-def _troubles(loads: Iterable[Load]) -> Iterator[_Trouble]:
-    for load in loads:
-        said = {_Kind.broken: load.broken, _Kind.opening: load.recovering, _Kind.cut_off: load.cut_off}
-        for kind, names in said.items():
-            for shard in filter(None, map(ShardId.parse, names)):
-                yield _Trouble(load.id, shard, kind)
+def _troubles(load: Load) -> Iterator[_Trouble]:
+    said = {_Kind.broken: load.broken, _Kind.opening: load.recovering, _Kind.cut_off: load.cut_off}
+    for kind, names in said.items():
+        for shard in filter(None, map(ShardId.parse, names)):
+            yield _Trouble(shard, kind)
 
 
 def _has_room(load: Load | None) -> bool:

@@ -95,12 +95,12 @@ class Leader:
             if self._store.state.revision < self._term.create_revision:
                 continue  # decisions need to see at least what the leader before us did
             try:
-                await self._round()
+                await self.round()
             except (OutcomeUnknown, MetadataUnavailable, MetadataRefused) as error:
                 log.warning("leader_round_interrupted", reason=error.detail)  # the next round sees what there is
 
-    async def _round(self) -> None:
-        """Decisions are made by the state that was taken; what comes to pass meanwhile is compared by etcd."""
+    async def round(self) -> None:
+        """Look once, and do what is decided by the state as it is now; etcd compares what comes to pass meanwhile."""
         state, changes = self._reader.take()
         if time.monotonic() >= self._look_at_all:
             changes, self._look_at_all = EVERYTHING, time.monotonic() + LOOK_AT_ALL_EVERY
@@ -112,8 +112,9 @@ class Leader:
         wanted = self._agenda.decide(state)
         for start in range(0, min(len(wanted), A_ROUND), CHANGES_IN_ONE_TRANSACTION):
             await self._change(wanted[start : start + CHANGES_IN_ONE_TRANSACTION])
-        if len(wanted) > A_ROUND:
+        if len(wanted) > A_ROUND or self._agenda.is_behind:
             self._store.wake()
+            await asyncio.sleep(0)  # others may have something to do meanwhile
 
     async def _change(self, changes: Sequence[failover.Change]) -> None:
         before = self._store.state.shards

@@ -54,6 +54,8 @@ from veccluster_node.shards.reconciler import Reconciler
 
 HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
+LOOK_PAUSE = 4
+"""A node looks at how it fares for a fifth of its time at most: so many times as long as that took, it does not."""
 PAUSE_BETWEEN_TRIES = 1.0
 
 SECRET_EVERY = 10.0
@@ -422,7 +424,9 @@ class DataNode:
                     raise LeaseLost("etcd went back to an older state: what it knew of this node is void")
                 if me != self._as_it_is(me) or store.lacks_node(self.id):
                     me = await self._register(store, me)
+                began = time.monotonic()
                 load = self._load()
+                took = time.monotonic() - began
                 told = None if store.lacks_life(self.id) else published
                 if (pause := publishing.pause(load, told, time.monotonic() - written)) is not None:
                     if pause:
@@ -434,6 +438,7 @@ class DataNode:
                 self._not_admitted = ""
                 while len(leases) > 1:
                     await leases.pop(0).end()
+                await asyncio.sleep(LOOK_PAUSE * took)  # there may be thousands of shards, and changes at every moment
         finally:
             campaign.cancel()
             await asyncio.gather(campaign, return_exceptions=True)

@@ -20,11 +20,14 @@ from veccluster.decisions.hosting import Local
 from veccluster.decisions.replication.atomic_deciding import Known
 from veccluster.decisions.replication.values import Configuration
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
+from veccluster.model.cluster import Changes, ClusterState
 from veccluster.model.state import Collection, Epoch, Member, Revision, ShardId
 from veccluster_node.metadata.store import Store
 from veccluster_node.runtime.identity import Identity
 from veccluster_node.runtime.metrics import Measures
 
+LOOK_AT_ALL_EVERY = 10.0
+"""Seconds after which all shards of the node are looked at, and not only what has changed."""
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 
@@ -86,6 +89,12 @@ class Reconciler:
         """The newest record that each open replica was shown."""
         self._known: dict[ShardId, Known] = {}
         """What it was shown of batches over several shards."""
+        self._reader = store.reader()
+        self._restless: set[ShardId] = set()
+        """Shards about which something is to be done, or waited for."""
+        self._before: Mapping[ShardId, Local] = {}
+        """What was here at the last look."""
+        self._look_at_all = 0.0
         store.batches_changed.append(self._tell_of_batches)
 
     async def run(self) -> None:
@@ -94,18 +103,21 @@ class Reconciler:
             self.round()
 
     def round(self) -> None:
-        """Look once and start what is to be done."""
+        """Look at what has changed, and at what is not at rest, and start what is to be done."""
         mendable = self._host.mendable()
         for shard in mendable:
             self._start(shard, self._host.shut(shard))
-        disk, state = self._identity.disk, self._store.state
-        for shard, configuration in hosting.shown(disk, state, self._local()):
+        state, changes = self._reader.take()
+        disk, local = self._identity.disk, self._local()
+        only = self._to_look_at(state, changes, local)
+        for shard, configuration in hosting.shown(disk, state, local, only):
             news = (configuration.epoch, configuration.revision)  # revisions alone may go back (decisions/restored.py)
             if shard not in self._busy and news > self._told.get(shard, (0, 0)):
                 self._told[shard] = news
                 self._host.see(shard, configuration)
         self._tell_of_batches()
-        actions = list(hosting.decide(disk, state, self._local()))
+        actions = list(hosting.decide(disk, state, local, only))
+        self._restless = {s for s in only if not hosting.is_at_rest(disk, state, local, s)}
         self._forget_failures({*mendable, *map(_shard_of, actions)})
         for action in actions:
             match action:
@@ -119,6 +131,17 @@ class Reconciler:
                     self._start(shard, self._host.delete(shard))
                 case hosting.ReportDropped(uuid) if not self._works_on(uuid):
                     self._start(ShardId(uuid, REPORT), self._report_dropped(uuid))
+
+    def _to_look_at(self, state: ClusterState, changes: Changes, local: Mapping[ShardId, Local]) -> set[ShardId]:
+        """All that are here or should be, at times; else those whose records or replicas are others than before."""
+        before, self._before = self._before, local
+        if changes.everything or time.monotonic() >= self._look_at_all:
+            self._look_at_all = time.monotonic() + LOOK_AT_ALL_EVERY
+            return {*local, *state.shards_on(self._identity.disk.node)}
+        touched = {*changes.shards, *(i for uuid in changes.collections for i in state.shards_within(uuid))}
+        touched |= {i for i in local if i.collection in changes.collections}
+        touched |= {i for i, here in local.items() if before.get(i) != here}
+        return touched | (before.keys() - local.keys()) | self._restless | self._busy.keys() | self._failures.keys()
 
     def _tell_of_batches(self) -> None:
         for shard, local in self._host.local().items() if self._store.all_batches or self._known else ():
@@ -269,6 +292,7 @@ class Reconciler:
             log.exception("shard_work_failed", shard=str(shard))
         finally:
             del self._busy[shard]
+            self._restless.add(shard)
             self._store.wake()
 
     def _note_failure(self, shard: ShardId, why: str) -> None:
