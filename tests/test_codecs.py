@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from veccluster.decisions.filters import Where
 from veccluster.errors import InvalidRequest, VecClusterError
 from veccluster.model.limits import DEFAULTS, Limits
 from veccluster.model.state import Collection, Metric, ReadConsistency
+from veccluster_node.engine.search import Hit, Stored
 from veccluster_node.http import codecs
 from veccluster_node.http.codecs import UpsertBatch, decode_search_binary, decode_search_json
 from veccluster_node.http.negotiation import ARROW, JSON
-from veccluster_node.peer.messages import Hit, StoredVector
 
 
 def collection(metric: Metric = Metric.cosine, dimension: int = 3) -> Collection:
@@ -548,9 +549,11 @@ def test_a_search_is_the_same_in_json_and_in_binary() -> None:
         decode_search_binary(vectors.tobytes(), query, WORDS, DEFAULTS),
     ]
     for search in asked:
-        np.testing.assert_array_equal(search.vectors, vectors)
-        assert (search.many, search.k, search.filter, search.ef) == (True, 5, {"pos": "n"}, 100)
-        assert (search.include, search.exact, search.allow_partial) == (frozenset({"metadata"}), True, True)
+        query = search.query
+        np.testing.assert_array_equal(query.vectors, vectors)
+        assert (search.many, query.k, query.where, query.ef) == (True, 5, Where.of({"pos": "n"}), 100)
+        assert (query.with_metadata, query.with_vector) == (True, False)
+        assert (query.exact, search.allow_partial) == (True, True)
         assert search.consistency is ReadConsistency.strong
 
 
@@ -642,10 +645,11 @@ def test_an_error_about_the_body_itself_has_an_empty_field() -> None:
 
 
 def test_a_filter_in_a_query_string_is_checked_and_handed_on() -> None:
-    assert codecs.filter_json('{"a": {"$gt": 18446744073709551615}}', DEFAULTS) == b'{"a":{"$gt":18446744073709551615}}'
+    text = '{"a":{"$gt":18446744073709551615}}'
+    assert codecs.where_of_text(text, DEFAULTS).text.decode() == text
     for text in ("", "{", "[]", '{"a": 18446744073709551616}', '{"a": "\\ud800"}', "[" * 100_000, "9" * 10_000):
         with pytest.raises(InvalidRequest):
-            codecs.filter_json(text, DEFAULTS)
+            codecs.where_of_text(text, DEFAULTS)
 
 
 # ---- replies ---------------------------------------------------------------------------------------------------------
@@ -678,7 +682,7 @@ def test_a_json_reply_reads_back_exactly(metric: Metric, score: float) -> None:
 
 
 def test_floats_in_json_replies_have_as_few_digits_as_float32_needs() -> None:
-    body = codecs.encode_vector(StoredVector("a", VECTORS[0].tobytes(), b'{"x":1}'))
+    body = codecs.encode_vector(Stored("a", VECTORS[0].tobytes(), b'{"x":1}'))
     assert body == b'{"id":"a","vector":[0.1,1e-8,3.0],"metadata":{"x":1}}'
 
 
@@ -696,7 +700,7 @@ def test_an_arrow_reply_has_a_row_a_hit() -> None:
 
 
 def test_a_page_is_the_same_in_json_and_arrow() -> None:
-    page = [StoredVector("a", VECTORS[0].tobytes(), b'{"x":1}'), StoredVector("b", VECTORS[1].tobytes(), b"{}")]
+    page = [Stored("a", VECTORS[0].tobytes(), b'{"x":1}'), Stored("b", VECTORS[1].tobytes(), b"{}")]
     reply = json.loads(codecs.encode_page(page, "next", JSON, 3))
     table = pa.ipc.open_stream(codecs.encode_page(page, "next", ARROW, 3)).read_all()
     assert reply["cursor"] == json.loads(table.schema.metadata[b"cursor"]) == "next"
@@ -708,7 +712,7 @@ def test_a_page_is_the_same_in_json_and_arrow() -> None:
 
 
 def test_what_a_page_says_in_arrow_can_be_stored_again() -> None:
-    page = [StoredVector("a", VECTORS[0].tobytes(), b'{"x":1}'), StoredVector("b", VECTORS[1].tobytes(), b"{}")]
+    page = [Stored("a", VECTORS[0].tobytes(), b'{"x":1}'), Stored("b", VECTORS[1].tobytes(), b"{}")]
     (batch,), error = stream(codecs.encode_page(page, None, ARROW, 3), form="arrow")
     assert error is None
     assert (batch.ids, batch.metadata) == (["a", "b"], [b'{"x":1}', b"{}"])

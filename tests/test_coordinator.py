@@ -14,8 +14,10 @@ from veccluster.decisions.replication.atomic_deciding import GiveUp, Propose
 from veccluster.model.state import ReadConsistency, Revision, Seq, ShardId, WriteConsistency
 from veccluster_node.coordinator.asking import FIRST_WAIT, REMEMBERED, SHORTEST_WAIT, Patience
 from veccluster_node.coordinator.atomic import AtomicWrite
-from veccluster_node.coordinator.coordinator import Coordinator, Reading, SearchPlan
+from veccluster_node.coordinator.coordinator import Coordinator, Reading
+from veccluster_node.engine.search import Query
 from veccluster_node.peer import messages as m
+from veccluster_node.service.shard_service import Prepare, UpsertBatch
 
 EVENTUAL, SESSION = Reading(ReadConsistency.eventual, {}), Reading(ReadConsistency.session, {})
 QUORUM, STRONG = Reading(ReadConsistency.quorum, {}), Reading(ReadConsistency.strong, {})
@@ -38,8 +40,8 @@ async def put(
     cluster: FakeCluster, ids: list[str], op_id: str = "op", level: WriteConsistency = WriteConsistency.quorum, **more
 ) -> int:
     at = cluster.coordinator(0, **more)
-    vectors = np.zeros((len(ids), 1), np.float32)
-    return (await at.upsert(cluster.collection, ids, vectors, [b"{}"] * len(ids), op_id, level)).count
+    batch = UpsertBatch(ids, np.zeros((len(ids), 1), np.float32), [b"{}"] * len(ids))
+    return (await at.upsert(cluster.collection, batch, op_id, level)).count
 
 
 # ---- reads
@@ -71,7 +73,7 @@ async def test_every_read_says_at_which_level_it_is(three: FakeCluster, reading:
     await count(three, reading, at)
     await at.get(three.collection, ids, reading)
     await at.list_ids(three.collection, None, 10, None, reading)
-    await at.search(three.collection, SearchPlan(np.zeros((1, 1), np.float32), 3), reading)
+    await at.search(three.collection, Query(np.zeros((1, 1), np.float32), 3), reading)
     told = [r.level for node in three.nodes for r in node.requests if not isinstance(r, m.GetPositions)]
     assert set(told) == {ReadConsistency.session if reading is QUORUM else reading.level}
     assert {type(r) for node in three.nodes for r in node.requests} >= {m.Count, m.Get, m.ListIds, m.Search}
@@ -85,8 +87,8 @@ async def test_a_reply_names_up_to_where_every_shard_was_read(three: FakeCluster
     assert (await at.count(three.collection, None, reading))[1] == everywhere
     assert (await at.get(three.collection, ids, reading))[1] == everywhere
     assert (await at.list_ids(three.collection, None, 10, None, reading))[1] == everywhere
-    plan = SearchPlan(np.zeros((1, 1), np.float32), 3)
-    assert (await at.search(three.collection, plan, reading)).positions == everywhere
+    query = Query(np.zeros((1, 1), np.float32), 3)
+    assert (await at.search(three.collection, query, reading)).positions == everywhere
 
 
 async def test_a_session_is_answered_by_whoever_has_come_so_far(three: FakeCluster) -> None:
@@ -168,7 +170,7 @@ async def test_when_nobody_can_answer_the_shard_is_named(three: FakeCluster, rea
     for node in three.nodes:
         node.refuses[1] = errors.ReplicaBehind("has heard nothing for long")
     with pytest.raises(errors.ShardsUnavailable, match="has heard nothing for long") as refused:
-        await count(three, reading, three.coordinator(0, read_timeout=0.3))
+        await count(three, reading, three.coordinator(0, read_timeout=1.0))
     assert refused.value.extra["missing_shards"] == [1]
 
 
@@ -176,9 +178,9 @@ async def test_a_search_that_may_be_partial_does_not_wait(three: FakeCluster) ->
     three.fill(1)
     for node in three.nodes:
         node.refuses[1] = errors.ReplicaBehind("not yet")
-    plan = SearchPlan(np.zeros((1, 1), np.float32), 9, allow_partial=True)
+    query = Query(np.zeros((1, 1), np.float32), 9)
     async with asyncio.timeout(2):
-        found = await three.coordinator(0, read_timeout=60).search(three.collection, plan, SESSION)
+        found = await three.coordinator(0, read_timeout=60).search(three.collection, query, SESSION, allow_partial=True)
     assert found.missing == [1] and len(found.hits[0]) == 2
 
 
@@ -189,8 +191,9 @@ async def test_a_search_that_may_be_partial_waits_for_an_answer_that_is_owed() -
             cluster.record(number, [1, 0])
         cluster.nodes[0].stand_still()
         cluster.nodes[1].refuses[1] = errors.ReplicaBehind("not yet")
-        plan = SearchPlan(np.zeros((1, 1), np.float32), 9, allow_partial=True)
-        asked = asyncio.create_task(cluster.coordinator(2).search(cluster.collection, plan, SESSION))
+        query = Query(np.zeros((1, 1), np.float32), 9)
+        at = cluster.coordinator(2)
+        asked = asyncio.create_task(at.search(cluster.collection, query, SESSION, allow_partial=True))
         await cluster.until(lambda: bool(cluster.nodes[1].requests))
         done, _ = await asyncio.wait({asked}, timeout=0.1)
         assert not done
@@ -518,14 +521,11 @@ async def test_a_read_that_finds_no_parts_that_fit_is_refused_in_time(three: Fak
 )
 async def test_a_batch_that_etcd_may_have_applied_is_not_called_refused(three, answers, expected) -> None:
     """Its decision was made, carried out and forgotten, and then the shards could not be asked."""
-    part = m.PrepareBatch(
+    part = Prepare(
         shard=ShardId(UUID, 0),
-        operation="op",
-        attempt=1,
+        batch=Batch("op", 1),
         participants=[0],
-        ids=["a"],
-        vectors=b"\0" * 4,
-        metadata=[b"{}"],
+        rows=UpsertBatch(["a"], np.zeros((1, 1), np.float32), [b"{}"]),
         level=WriteConsistency.quorum,
     )
 

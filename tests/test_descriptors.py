@@ -17,7 +17,6 @@ from support.states import collection
 from support.storage import GRAPHS, ME, SMALL, Alone, exact_parameters, opened, spec, upsert, write
 from veccluster.decisions import descriptors
 from veccluster.errors import StorageCorrupt, Unavailable
-from veccluster.model.limits import Limits
 from veccluster.model.state import NodeId, ShardId
 from veccluster_node.engine.idle import Idle
 from veccluster_node.replica.replica import Query
@@ -113,7 +112,7 @@ def test_a_shard_that_finds_too_few_files_to_open_is_not_taken_for_damaged(tmp_p
 
 async def test_a_node_opens_no_more_shards_than_fit_however_many_are_to_be_opened_at_once(tmp_path) -> None:
     memory, around = MemoryGuard(0.8), Alone()
-    host = ShardHost(tmp_path, SMALL, Limits(), memory, around, threads=2, files=Files(256, 1024))
+    host = ShardHost(tmp_path, SMALL, memory, around, threads=2, files=Files(256, 1024))
     words, shards = collection("words", 12), [ShardId("uuid-words", n) for n in range(12)]
     opened = await asyncio.gather(*(host.open(i, words, ME) for i in shards), return_exceptions=True)
     refused = [i for i, error in zip(shards, opened, strict=True) if error]

@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from support.cluster import wait_until
@@ -184,7 +185,7 @@ def whole(tmp_path_factory):
             assert not build or replica.build(60)
         delete(replica, "id3", "id109")
         ids = replica.list_ids(None, 1000)
-        model = {s.id: (s.vector.copy(), s.metadata) for s in replica.get(ids)}
+        model = {s.id: (np.frombuffer(s.vector, "<f4"), s.metadata) for s in replica.get(ids)}
     return path, model
 
 

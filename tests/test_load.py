@@ -15,6 +15,7 @@ from support.peers import SECRET, End
 from support.replicas import UUID, FakeCluster
 from support.storage import GRAPHS, exact_parameters, opened, spec, upsert, write
 from veccluster.decisions import filters
+from veccluster.decisions.filters import Where
 from veccluster.decisions.shares import Turns
 from veccluster.errors import ShardsUnavailable, Unavailable
 from veccluster.model.state import Node, NodeId, ReadConsistency, ShardId
@@ -25,6 +26,7 @@ from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.proofs import Secret
 from veccluster_node.replica.replica import Delete, DeleteWhere, Query
+from veccluster_node.service import shard_service as s
 from veccluster_node.shards.lanes import Lane, Lanes
 
 SOON = 5.0
@@ -153,7 +155,7 @@ def large(tmp_path_factory):
         yield replica
 
 
-SLOW = filters.parse({"$or": [{'a"b': -1 - n} for n in range(200)]})
+SLOW = Where.of({"$or": [{'a"b': -1 - n} for n in range(200)]})
 """Only a function of ours can look at a key with a quotation mark in it: some 10 s for 4,000 rows."""
 
 
@@ -162,9 +164,9 @@ def test_a_read_that_nobody_waits_for_any_more_stops_soon(large, what) -> None:
     stop = Stop()
     many = large.vectors[:1000]
     reads = {
-        "count": lambda: large.count(SLOW, stop),
-        "list": lambda: large.list_ids(None, 10, SLOW, stop),
-        "filtered search": lambda: large.search(Query(large.vectors[:10], 10, filter=SLOW), stop),
+        "count": lambda: large.count(SLOW.filter, stop),
+        "list": lambda: large.list_ids(None, 10, SLOW.filter, stop),
+        "filtered search": lambda: large.search(Query(large.vectors[:10], 10, where=SLOW), stop),
         "exact search": lambda: large.search(Query(many, 1000, exact=True), stop),
     }
     with ThreadPoolExecutor(1) as thread:
@@ -177,7 +179,7 @@ def test_a_read_that_nobody_waits_for_any_more_stops_soon(large, what) -> None:
             reading.result(30)
         assert time.monotonic() - began < 3.0  # 0.1 s where nothing else runs; to its end it would take 10 and more
     assert large.count() == 4000, "its connection is good for the next"
-    assert len(large.search(Query(large.vectors[:1], 3, filter=filters.parse({"$id": "id-0"})))[0]) == 1
+    assert len(large.search(Query(large.vectors[:1], 3, where=Where.of({"$id": "id-0"})))[0]) == 1
 
 
 def test_a_read_that_was_given_up_before_it_began_does_nothing(large) -> None:
@@ -319,7 +321,7 @@ async def test_what_is_slow_by_nature_is_asked_of_one_replica_however_long_it_ta
     for node in three.nodes:
         node.stand_still_in(m.Count)
     three.record(0, [1, 2])  # n0, which asks, has no copy
-    reading = asyncio.create_task(three.coordinator(0).count(three.collection, b'{"a": 1}', EVENTUAL))
+    reading = asyncio.create_task(three.coordinator(0).count(three.collection, Where.of({"a": 1}), EVENTUAL))
     await three.until(lambda: sum(len(node.asked(m.Ping)) for node in three.nodes) >= 2)
     assert not reading.done()
     for node in three.nodes:
@@ -334,7 +336,7 @@ async def test_what_is_slow_by_nature_is_asked_elsewhere_when_its_node_stands_st
         node.stand_still()
     coordinator = three.coordinator(0)
     three.record(0, [1, 2])  # n0 has no copy
-    reading = asyncio.create_task(coordinator.count(three.collection, b'{"a": 1}', EVENTUAL))
+    reading = asyncio.create_task(coordinator.count(three.collection, Where.of({"a": 1}), EVENTUAL))
     await three.until(lambda: bool(counts(three)))
     other = next(node for node in three.nodes if not node.asked(m.Count) and node.id != "n0")
     other.go_on()
@@ -345,7 +347,7 @@ async def test_what_is_slow_by_nature_is_asked_elsewhere_when_its_node_stands_st
 async def test_a_read_that_its_client_gives_up_is_taken_back_from_whoever_was_asked(three: FakeCluster) -> None:
     for node in three.nodes:
         node.stand_still_in(m.Count)
-    reading = asyncio.create_task(three.coordinator(0).count(three.collection, b'{"a": 1}', EVENTUAL))
+    reading = asyncio.create_task(three.coordinator(0).count(three.collection, Where.of({"a": 1}), EVENTUAL))
     await three.until(lambda: bool(counts(three)))
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
@@ -355,12 +357,15 @@ async def test_a_read_that_its_client_gives_up_is_taken_back_from_whoever_was_as
 @pytest.mark.parametrize(
     ("request_", "slow"),
     [
-        (COUNT, True),
-        (m.Count(collection=UUID, shards=[0], filter=None, at_least={}), False),
-        (m.ListIds(collection=UUID, shards=[0], after=None, limit=9, filter=None, at_least={}), False),
-        (m.ListIds(collection=UUID, shards=[0], after=None, limit=9, filter=b"{}", at_least={}), True),
-        (m.Get(collection=UUID, ids={0: ["a"]}, at_least={}), False),
+        (s.Count(collection=UUID, where=Where.of({})), True),
+        (s.Count(collection=UUID), False),
+        (s.ListIds(collection=UUID, after=None, limit=9), False),
+        (s.ListIds(collection=UUID, after=None, limit=9, where=Where.of({})), True),
+        (s.Get(collection=UUID, ids={0: ["a"]}), False),
+        (s.Search(collection=UUID, query=Query(np.ones((1, 8), "f4"), 1)), False),
+        (s.Search(collection=UUID, query=Query(np.ones((1, 8), "f4"), 1, exact=True)), True),
+        (s.Search(collection=UUID, query=Query(np.ones((33, 8), "f4"), 1)), True),
     ],
 )
 def test_which_requests_are_slow_by_nature(request_, slow) -> None:
-    assert m.is_slow(request_) == slow
+    assert request_.is_slow == slow

@@ -166,7 +166,9 @@ def test_rows_made_anew_after_the_log_was_trimmed_do_not_revive_the_dead(copy):
         write(replica, [upsert("tail", [1] * 8)])
         assert replica._recovered.log.first_seq > 1
         assert replica.stats().generations > 2
-        model = {i: (s.vector, s.metadata) for i in [*model, "last", "tail"] for s in replica.get([i])}
+        model = {
+            i: (np.frombuffer(s.vector, "<f4"), s.metadata) for i in [*model, "last", "tail"] for s in replica.get([i])
+        }
     (path / "records.sqlite").unlink()
     with opened(path, SPEC, GRAPHS) as replica:
         check_holds(replica, model)
@@ -381,7 +383,7 @@ def test_a_crash_while_rows_are_made_anew_only_means_beginning_again(copy):
         replica._recovered.log.roll()
         write(replica, [upsert("last", [1] * 8)])
         assert replica.build(30)
-        model = {i: (s.vector, s.metadata) for i in [*model, "last"] for s in replica.get([i])}
+        model = {i: (np.frombuffer(s.vector, "<f4"), s.metadata) for i in [*model, "last"] for s in replica.get([i])}
     (path / "records.sqlite").unlink()
     with (
         pytest.raises(Unavailable, match="cannot be opened now"),

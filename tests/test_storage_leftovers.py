@@ -9,7 +9,6 @@ import pytest
 
 from support.builds import build_here
 from support.storage import SMALL, Alone, opened, upsert, write
-from veccluster.model.limits import Limits
 from veccluster.model.state import ShardId
 from veccluster_node.engine.records import ROWS
 from veccluster_node.replica import builder, evidence
@@ -52,7 +51,7 @@ def test_a_new_replicas_directory_is_there_after_a_power_cut_before_anything_in_
 
 
 async def test_a_replica_that_was_deleted_does_not_come_back_after_a_power_cut(tmp_path, durable):
-    host = ShardHost(tmp_path, SMALL, Limits(), MemoryGuard(1.0), Alone(), threads=1)
+    host = ShardHost(tmp_path, SMALL, MemoryGuard(1.0), Alone(), threads=1)
     with opened(tmp_path / "shards" / str(SHARD)) as replica:
         write(replica, [upsert("a", [1] * 8)])
     assert str(SHARD) in durable[tmp_path / "shards"]

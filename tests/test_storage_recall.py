@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.storage import GRAPHS, clustered, opened, recall, spec, truth, upsert, write
-from veccluster.decisions.filters import parse
-from veccluster.model.limits import Limits
+from veccluster.decisions.filters import Where
 from veccluster.model.state import IndexParameters, Metric, Precision
 from veccluster_node.engine import search
 from veccluster_node.engine.calibration import TARGET, Calibration, attempts, denser, least, questions
@@ -73,7 +72,7 @@ def test_recall_holds_on_data_for_which_the_usual_breadth_is_not_enough(tmp_path
         assert recall(replica, queries, expected, ef=index.ef_search // 2) < 0.95, "what was asked for is what is done"
         most = np.flatnonzero(np.arange(4000) % 10 < 8)
         expected = [[int(most[i]) for i in some] for some in truth(Metric.l2, queries, vectors[most], 10)]
-        assert recall(replica, queries, expected, filter=parse({"u": {"$lt": 8}}, Limits())) >= 0.97
+        assert recall(replica, queries, expected, where=Where.of({"u": {"$lt": 8}})) >= 0.97
 
 
 def test_a_graph_with_too_few_edges_for_the_data_gets_more_and_is_added_to_later(tmp_path):
@@ -144,5 +143,5 @@ def test_a_filter_never_costs_recall_whatever_its_selectivity_and_correlation(tm
             rows = np.flatnonzero(matching)
             k = min(10, len(rows))
             expected = [[int(rows[i]) for i in some] for some in truth(metric, queries, vectors[rows], k)]
-            found = recall(replica, queries, expected, filter=parse(text, Limits()))
+            found = recall(replica, queries, expected, where=Where.of(text))
             assert found >= min(plain, 0.99), (text, found, plain)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from support.storage import GRAPHS, SMALL, delete, opened, recall, spec, truth, upsert, write
-from veccluster.decisions.filters import parse
-from veccluster.model.limits import Limits
+from veccluster.decisions.filters import Where
 from veccluster.model.state import IndexParameters, Metric, Precision
 from veccluster_node.engine import search
 from veccluster_node.engine.calibration import Calibration, Wider, attempts
@@ -54,7 +53,7 @@ def test_recall_does_not_fall_with_k(tmp_path, metric, precision):
         for k in (10, 100, 400, 1500):
             assert recall(replica, queries, truth(metric, queries, vectors, k)) >= 0.97, k
             expected = [[int(most[i]) for i in some] for some in truth(metric, queries, vectors[most], k)]
-            assert recall(replica, queries, expected, filter=parse({"u": {"$lt": 8}}, Limits())) >= 0.97, k
+            assert recall(replica, queries, expected, where=Where.of({"u": {"$lt": 8}})) >= 0.97, k
 
 
 def test_a_graph_alone_finds_what_is_far_under_dot_when_the_shortest_went_in_first(tmp_path, monkeypatch):
@@ -174,9 +173,9 @@ def test_of_equal_vectors_the_first_by_id_are_answered_by_scans(tmp_path, monkey
             monkeypatch.setattr(search, "_KEPT", kept)
             monkeypatch.setattr(search, "_QUERIES", queries)
             for text, rows in ((None, alive), ({"n": 1}, [i for i in alive if i % 2])):
-                filter_ = parse(text, Limits()) if text else None
+                where = Where.of(text) if text else None
                 for k in (1, 7, 250):
-                    for query, hits in zip(few, replica.search(Query(few, k, filter_, exact=True)), strict=True):
+                    for query, hits in zip(few, replica.search(Query(few, k, where, exact=True)), strict=True):
                         far = [(float(np.square(few[which[i]] - query).sum()), ids[i].encode()) for i in rows]
                         assert [(h.distance, h.id.encode()) for h in hits] == sorted(far)[:k]
 

@@ -33,7 +33,7 @@ from veccluster_node.runtime import config as configuration
 from veccluster_node.runtime.config import Address, NodeConfig, host_port
 from veccluster_node.runtime.identity import Identity, WrongDirectory, claim
 from veccluster_node.runtime.memory import MemoryGuard
-from veccluster_node.shards.host import Files, Patience, ShardHost
+from veccluster_node.shards.host import Files, ShardHost
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ADDRESS, EXIT_DIRECTORY = 1, 2, 3, 4
 PEER_HOST = "VECCLUSTER_PEER_HOST"
@@ -106,12 +106,10 @@ async def _serve(
     host = ShardHost(
         Path(config.data_dir),
         storage_settings(spec),
-        limits,
         memory,
         replication,
         threads=threads,
         files=Files(files, settings.max_connections),
-        patience=Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl),
     )
     node = DataNode(config, settings, identity, host, replication)
     stopped = asyncio.Event()

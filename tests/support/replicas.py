@@ -29,9 +29,11 @@ from veccluster.model.state import (
     ShardId,
 )
 from veccluster_node.coordinator.coordinator import Coordinator
+from veccluster_node.engine.search import Hit, Stored
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import MEDIA_TYPE, PATH, Peers
 from veccluster_node.peer.proofs import Secret
+from veccluster_node.peer.remote import RemoteShards
 
 _decoder = msgspec.msgpack.Decoder(m.AnyRequest)
 UUID = "u"
@@ -123,7 +125,7 @@ class Replicas:
                 bad = self._failing(request.ids, request.level, request.at_least)
                 good = [n for n in request.ids if n not in bad]
                 rows = [i for n in good for i in request.ids[n] if i in self.cluster.rows[n]]
-                return m.Got([m.StoredVector(i, bytes(4), b"{}") for i in rows], self._position(good), _problems(bad))
+                return m.Got([Stored(i, bytes(4), b"{}") for i in rows], self._position(good), _problems(bad))
         assert isinstance(request, m.Search | m.ListIds | m.Count)
         for n in request.decided if not self.never_decides else ():
             self.showing.pop(n, None)
@@ -132,7 +134,7 @@ class Replicas:
         ids = sorted(i for n in good for i in self.cluster.rows[n])
         match request:
             case m.Search():
-                hits = [[m.Hit(0.0, i) for i in ids[: request.k]] for _ in range(request.queries)]
+                hits = [[Hit(0.0, i) for i in ids[: request.k]] for _ in range(request.queries)]
                 return m.Found(hits, self._position(good), _problems(bad))
             case m.ListIds():
                 return m.Listed(ids[: request.limit], _problems(bad), self._position(good))
@@ -229,7 +231,13 @@ class FakeCluster:
         peers = Peers(node.id, node.handle, lambda: self.state.nodes, Secret())
         self._peers.append(peers)
         return Coordinator(
-            node.id, lambda: self.state, self.wait, peers, read_timeout=read_timeout, write_timeout=write_timeout
+            node.id,
+            lambda: self.state,
+            self.wait,
+            peers,
+            lambda of, timeout: RemoteShards(peers, of, timeout),
+            read_timeout=read_timeout,
+            write_timeout=write_timeout,
         )
 
     # The state

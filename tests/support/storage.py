@@ -165,11 +165,11 @@ def check_holds(replica: Replica, model: Mapping[str, tuple[np.ndarray, bytes]])
     for id_, stored in zip(ids, replica.get(ids), strict=True):
         assert stored is not None, id_
         assert (stored.id, stored.metadata) == (id_, model[id_][1])
-        assert np.array_equal(stored.vector, model[id_][0]), id_
+        assert np.array_equal(np.frombuffer(stored.vector, "<f4"), model[id_][0]), id_
     probe = np.zeros((1, replica.spec.dimension), np.float32)
     hits = replica.search(Query(probe, len(model) + 1, exact=True, with_vector=True))[0]
     assert sorted((h.id for h in hits), key=str.encode) == ids
     for hit in hits:
         assert hit.vector is not None
-        assert np.array_equal(hit.vector, model[hit.id][0])
+        assert np.array_equal(np.frombuffer(hit.vector, "<f4"), model[hit.id][0])
         assert hit.metadata == model[hit.id][1]

@@ -122,6 +122,25 @@ def parse(value: object, limits: Limits = DEFAULTS, *, field: str = "filter") ->
     return _Parser(limits).whole(value, field, depth=1, root=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A filter as somebody gave it, and what it means: parsed once in a process, however many shards are asked."""
+
+    given: object
+    """A JSON value."""
+    filter: Filter
+
+    @classmethod
+    def of(cls, value: object, limits: Limits = DEFAULTS) -> "Where":
+        """As `parse`."""
+        return cls(value, parse(value, limits))
+
+    @property
+    def text(self) -> bytes:
+        """As JSON, for another process."""
+        return orjson.dumps(self.given)
+
+
 class _Parser:
     """Recursive descent that counts clauses as it goes; depth is bounded before it recurses."""
 

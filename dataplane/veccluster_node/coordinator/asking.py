@@ -20,10 +20,12 @@ from veccluster.model.cluster import ClusterState
 from veccluster.model.state import NodeId, Shard, ShardId
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.service.shard_service import Request, ShardService, Write
 
-R = TypeVar("R", bound=m.Reply)
 T = TypeVar("T")
 Wait = Callable[[Callable[[ClusterState], bool], float], Awaitable[bool]]
+ShardsOf = Callable[[NodeId, float], ShardService]
+"""The shards of a node, each request to which gets so many seconds."""
 
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.4
@@ -74,12 +76,15 @@ class NotYet(Generic[T]):
 class Asking:
     """The way to the replicas; `wait` returns when the state fulfils something, or after so many seconds."""
 
-    def __init__(self, me: NodeId, state: Callable[[], ClusterState], wait: Wait, peers: Peers) -> None:
+    def __init__(
+        self, me: NodeId, state: Callable[[], ClusterState], wait: Wait, peers: Peers, shards_of: ShardsOf
+    ) -> None:
         self.me = me
         self.state = state
         self.wait = wait
         self.patience = Patience()
         self._peers = peers
+        self._shards_of = shards_of
         self._slow: dict[NodeId, float] = {}
         self._left: set[asyncio.Task[Any]] = set()
 
@@ -105,29 +110,30 @@ class Asking:
             )
         return found
 
-    async def call(self, node: NodeId, request: m.Request[R], timeout: float) -> R:
-        """As `Peers.call`, with a limit also on what this node asks itself.
+    async def call(self, node: NodeId, request: Request[T], timeout: float) -> T:
+        """What a node answers within so many seconds, also where that is this one.
 
         A read is stopped when nobody waits for it any more. A write is left to end by itself: it may be half done.
         """
+        shards = self._shards_of(node, timeout)
         if node != self.me:
-            return await self._peers.call(node, request, timeout=timeout)
-        if m.is_read(request):
-            return await self._read_here(request, timeout)
-        task = asyncio.ensure_future(self._peers.call(node, request, timeout=timeout))
+            return await request.ask(shards)
+        if request.is_read:
+            return await self._read_here(request, shards, timeout)
+        task = asyncio.ensure_future(request.ask(shards))
         self._left.add(task)
         task.add_done_callback(self._forget)
         await asyncio.wait({task}, timeout=timeout)
         if task.done():
             return task.result()
-        if isinstance(request, m.Write):
+        if isinstance(request, Write):
             raise OutcomeUnknown(f"node {node} has not carried out the write within {timeout:g} s, and still may")
         raise Unavailable(f"node {node} gave no answer within {timeout:g} s")
 
-    async def _read_here(self, request: m.Request[R], timeout: float) -> R:
+    async def _read_here(self, request: Request[T], shards: ShardService, timeout: float) -> T:
         try:
             async with asyncio.timeout(timeout):
-                return await self._peers.call(self.me, request, timeout=timeout)
+                return await request.ask(shards)
         except TimeoutError:
             raise Unavailable(f"node {self.me} gave no answer within {timeout:g} s") from None
 

@@ -7,10 +7,9 @@ there is. Whoever asks the same again, here or at another node, goes on from whe
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
-
-import msgspec
 
 from veccluster.decisions import routing
 from veccluster.decisions.replication.atomic import Batch, Decision, Standing, Verdict
@@ -19,9 +18,9 @@ from veccluster.errors import MetadataRefused, MetadataUnavailable, OutcomeUnkno
 from veccluster.model.state import Revision, Shard
 from veccluster_node.coordinator.asking import Asking, NotYet, fail, together
 from veccluster_node.coordinator.writes import ask_primary
-from veccluster_node.peer import messages as m
+from veccluster_node.service.shard_service import Prepare, Request, Settle, Written
 
-R = TypeVar("R", bound=m.Reply)
+R = TypeVar("R")
 Decide = Callable[[Decision, Revision], Awaitable[Decision | Revision]]
 """Makes a decision unless there is one, or some were forgotten since that revision: what there is instead."""
 
@@ -35,7 +34,7 @@ class AtomicWrite:
     def __init__(
         self,
         asking: Asking,
-        parts: Mapping[int, m.PrepareBatch],
+        parts: Mapping[int, Prepare],
         *,
         forgotten: Callable[[], Revision],
         decide: Decide,
@@ -53,10 +52,9 @@ class AtomicWrite:
         self._may_be_applied = False
         """Whether etcd was asked to apply it and never said what came of that."""
 
-    async def run(self) -> dict[int, m.Written]:
+    async def run(self) -> dict[int, Written]:
         """What became of it in each shard; `OutcomeUnknown` if that is not known, otherwise nothing was stored."""
-        operation = next(iter(self._parts.values())).operation
-        step: Step = Begin(Batch(operation, 1))
+        step: Step = Begin(next(iter(self._parts.values())).batch)
         forgotten = self._forgotten()
         while isinstance(step, Begin):
             begun, forgotten = step, max(forgotten, self._forgotten())
@@ -109,14 +107,12 @@ class AtomicWrite:
         return await self._asking.until_final(attempt, self._until)
 
     async def _ask(self, number: int, batch: Batch) -> Standing | VecClusterError:
-        request = msgspec.structs.replace(self._parts[number], attempt=batch.attempt)
         try:
-            found = await self._ask_primary(number, request, self._until)
+            return await self._ask_primary(number, replace(self._parts[number], batch=batch), self._until)
         except VecClusterError as error:
             return error
-        return Standing(found.attempt, found.at, found.verdict)
 
-    async def _ask_primary(self, number: int, request: m.Request[R], deadline: float) -> R:
+    async def _ask_primary(self, number: int, request: Request[R], deadline: float) -> R:
         return await ask_primary(self._asking, self._asking.record(self._parts[number].shard), request, deadline)
 
     def _note(self, number: int, asked: Shard | None, error: VecClusterError) -> None:
@@ -147,16 +143,16 @@ class AtomicWrite:
 
         return await self._asking.until_final(attempt, self._deadline)
 
-    async def _settle(self, batch: Batch) -> dict[int, m.Written]:
+    async def _settle(self, batch: Batch) -> dict[int, Written]:
         """Wait until every shard has applied it."""
         written = await together(*(self._settle_one(number, batch) for number in self._parts))
         return dict(zip(self._parts, written, strict=True))
 
-    async def _settle_one(self, number: int, batch: Batch) -> m.Written:
+    async def _settle_one(self, number: int, batch: Batch) -> Written:
         part = self._parts[number]
-        request = m.SettleBatch(shard=part.shard, operation=batch.operation, attempt=batch.attempt, level=part.level)
+        request = Settle(shard=part.shard, batch=batch, level=part.level, principal=part.principal, trace=part.trace)
 
-        async def attempt() -> m.Written | NotYet[m.Written]:
+        async def attempt() -> Written | NotYet[Written]:
             asked = self._record(number)
             try:
                 return await self._ask_primary(number, request, self._deadline)

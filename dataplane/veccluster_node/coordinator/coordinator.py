@@ -12,12 +12,8 @@ from heapq import merge
 from itertools import islice
 from typing import Protocol, TypeVar
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
-import xxhash
-
-from veccluster.decisions.replication.atomic import Decision, Showing
+from veccluster.decisions.filters import Where
+from veccluster.decisions.replication.atomic import Batch, Decision, Showing
 from veccluster.decisions.shard_map import ShardMap
 from veccluster.errors import (
     InsufficientStorage,
@@ -31,15 +27,35 @@ from veccluster.errors import (
 from veccluster.model.cluster import ClusterState
 from veccluster.model.state import Collection, NodeId, ReadConsistency, Revision, ShardId, WriteConsistency
 from veccluster.model.token import Position
-from veccluster_node.coordinator.asking import Asking, Wait
+from veccluster_node.coordinator.asking import Asking, ShardsOf, Wait
 from veccluster_node.coordinator.atomic import AtomicWrite
-from veccluster_node.coordinator.reads import Build, Positions, Read, showings
+from veccluster_node.coordinator.naming import batch_name, write_name
+from veccluster_node.coordinator.reads import Read
 from veccluster_node.coordinator.writes import write
+from veccluster_node.engine.search import Hit, Query, Stored, nearness
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
+from veccluster_node.service.shard_service import (
+    Change,
+    Count,
+    Get,
+    GetFrontiers,
+    GetReport,
+    ListIds,
+    Prepare,
+    Removal,
+    Report,
+    Search,
+    ShardReport,
+    ShardsReply,
+    ShardsRequest,
+    UpsertBatch,
+    Write,
+    Written,
+)
 from veccluster_node.wal.operations import check_size, size_of
 
-R = TypeVar("R", bound=m.Reply)
+R = TypeVar("R", bound=ShardsReply)
 Session = Mapping[ShardId, Position]
 
 
@@ -53,7 +69,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Outcome:
     """A write that succeeded everywhere: how many vectors, and where the shards stand now."""
 
     count: int
@@ -61,26 +77,12 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Hits:
     """Hits of each query, nearest first; `missing` are shards that did not answer (empty unless partial is allowed)."""
 
-    hits: Sequence[Sequence[m.Hit]]
+    hits: Sequence[Sequence[Hit]]
     positions: Mapping[ShardId, Position]
     missing: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """What to search for; `vectors` is float32 (queries, dimension), `filter` JSON text."""
-
-    vectors: npt.NDArray[np.float32]
-    k: int
-    filter: bytes | None = None
-    ef: int | None = None
-    exact: bool = False
-    with_metadata: bool = False
-    with_vector: bool = False
-    allow_partial: bool = False
 
 
 class Batches(Protocol):
@@ -106,6 +108,7 @@ class Coordinator:
         state: Callable[[], ClusterState],
         wait: Wait,
         peers: Peers,
+        shards_of: ShardsOf,
         *,
         batches: Callable[[str], Batches] = _no_batches,
         read_timeout: float,
@@ -115,7 +118,7 @@ class Coordinator:
         self._batches = batches
         self._state = state
         self._peers = peers
-        self._asking = Asking(me, state, wait, peers)
+        self._asking = Asking(me, state, wait, peers, shards_of)
         self._read_timeout = read_timeout
         self._write_timeout = write_timeout
 
@@ -127,226 +130,170 @@ class Coordinator:
     async def upsert(
         self,
         collection: Collection,
-        ids: Sequence[str],
-        vectors: npt.NDArray[np.float32],
-        metadata: Sequence[bytes],
-        op_id: str,
+        batch: UpsertBatch,
+        operation: str,
         level: WriteConsistency,
-    ) -> Written:
-        """Store a batch; `vectors` is float32 (n, dimension). Each shard takes its part whole or not at all."""
-        rows = self._map(collection).rows_by_shard(ids)
-        _check_sizes(rows, ids, vectors, metadata)
-        requests = {
-            n: m.Upsert(
-                shard=ShardId(collection.uuid, n),
-                op_id=op_id,
-                ids=[ids[i] for i in chosen],
-                vectors=np.ascontiguousarray(vectors[chosen], dtype="<f4").tobytes(),
-                metadata=[metadata[i] for i in chosen],
-            )
-            for n, chosen in rows.items()
-        }
-        held = {n: r.ids for n, r in requests.items()}
-        return await self._write(collection, requests, held, level, "upserted", "stored")
+        *,
+        atomic: bool = False,
+    ) -> Outcome:
+        """Store a batch. Each shard takes its part whole or not at all; if `atomic`, all of them do, or none (15)."""
+        rows = self._map(collection).rows_by_shard(batch.ids)
+        parts = {n: batch if len(chosen) == len(batch) else batch.take(chosen) for n, chosen in rows.items()}
+        _check_sizes(parts.values())
+        if atomic and len(parts) > 1:
+            return await self._upsert_atomic(collection, batch, parts, operation, level)
+        return await self._write(collection, parts, operation, level, "upserted", "stored")
 
-    async def upsert_atomic(
+    async def _upsert_atomic(
         self,
         collection: Collection,
-        ids: Sequence[str],
-        vectors: npt.NDArray[np.float32],
-        metadata: Sequence[bytes],
-        op_id: str,
+        batch: UpsertBatch,
+        parts: Mapping[int, UpsertBatch],
+        operation: str,
         level: WriteConsistency,
-    ) -> Written:
-        """Store a batch in all of its shards, or in none (15)."""
-        rows = self._map(collection).rows_by_shard(ids)
-        if len(rows) < 2:  # a shard takes its part whole or not at all anyway
-            return await self.upsert(collection, ids, vectors, metadata, op_id, level)
-        _check_sizes(rows, ids, vectors, metadata)
-        raw = np.ascontiguousarray(vectors, dtype="<f4")
-        whole = xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((list(ids), raw.tobytes(), list(metadata))))
-        parts = {
-            n: m.PrepareBatch(
-                shard=ShardId(collection.uuid, n),
-                operation=f"{op_id} {whole}",
-                attempt=1,
-                participants=sorted(rows),
-                ids=[ids[i] for i in chosen],
-                vectors=raw[chosen].tobytes(),
-                metadata=[metadata[i] for i in chosen],
-                level=level,
+    ) -> Outcome:
+        first = Batch(batch_name(operation, batch), 1)
+        requests = {
+            n: Prepare(
+                shard=ShardId(collection.uuid, n), batch=first, participants=sorted(parts), rows=part, level=level
             )
-            for n, chosen in rows.items()
+            for n, part in parts.items()
         }
         store = self._batches(collection.uuid)
-        batch = AtomicWrite(
-            self._asking, parts, forgotten=store.forgotten, decide=store.decide, timeout=self._write_timeout
+        write = AtomicWrite(
+            self._asking, requests, forgotten=store.forgotten, decide=store.decide, timeout=self._write_timeout
         )
         try:
-            written = await batch.run()
+            return _in_all(collection, await write.run())
         except VecClusterError as error:
             raise _named(collection, error) from error
-        count = sum(w.count for w in written.values())
-        return Written(count, {ShardId(collection.uuid, n): w.position for n, w in written.items()})
-
-    async def showing(self, uuid: str, numbers: Iterable[int]) -> dict[int, Showing]:
-        """What the primaries of these shards have applied of batches, as far as they say."""
-        by_node: dict[NodeId, list[int]] = {}
-        for n in numbers:
-            if record := self._state().shards.get(ShardId(uuid, n)):
-                by_node.setdefault(record.primary.node, []).append(n)
-        asked = (
-            self._peers.call(node, m.GetShowing(collection=uuid, shards=some), timeout=REPORT_TIMEOUT)
-            for node, some in by_node.items()
-        )
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return {n: s for a in answers if isinstance(a, m.Shown) for n, s in showings(a)}
 
     async def delete_ids(
-        self, collection: Collection, ids: Sequence[str], op_id: str, level: WriteConsistency
-    ) -> Written:
+        self, collection: Collection, ids: Sequence[str], operation: str, level: WriteConsistency
+    ) -> Outcome:
         """Remove these ids; those that are not there are no error and do not count."""
         rows = self._map(collection).rows_by_shard(ids)
-        requests = {
-            n: m.DeleteIds(shard=ShardId(collection.uuid, n), op_id=op_id, ids=[ids[i] for i in chosen])
-            for n, chosen in rows.items()
-        }
-        held = {n: r.ids for n, r in requests.items()}
-        return await self._write(collection, requests, held, level, "deleted", "deleted")
+        changes = {n: Removal([ids[i] for i in chosen]) for n, chosen in rows.items()}
+        return await self._write(collection, changes, operation, level, "deleted", "deleted")
 
     async def delete_where(
-        self, collection: Collection, filter_json: bytes, op_id: str, level: WriteConsistency
-    ) -> Written:
+        self, collection: Collection, where: Where, operation: str, level: WriteConsistency
+    ) -> Outcome:
         """Remove what matches, in every shard."""
-        requests = {
-            n: m.DeleteWhere(shard=ShardId(collection.uuid, n), op_id=op_id, filter=filter_json)
-            for n in self._map(collection).numbers
-        }
-        return await self._write(collection, requests, {}, level, "deleted", "deleted")
+        changes = dict.fromkeys(self._map(collection).numbers, where)
+        return await self._write(collection, changes, operation, level, "deleted", "deleted")
 
     async def _write(
         self,
         collection: Collection,
-        requests: Mapping[int, m.Write],
-        ids: Mapping[int, Sequence[str]],
+        changes: Mapping[int, Change],
+        operation: str,
         level: WriteConsistency,
         counted: str,
         done: str,
-    ) -> Written:
-        async def one(request: m.Write) -> m.Written:
-            named = msgspec.structs.replace(request, op_id=_operation(request), level=level)
-            return await write(self._asking, named, timeout=self._write_timeout)
+    ) -> Outcome:
+        async def one(number: int, change: Change) -> Written:
+            shard = ShardId(collection.uuid, number)
+            name = write_name(operation, shard, change)
+            request = Write(shard=shard, operation=name, change=change, level=level)
+            return await write(self._asking, request, timeout=self._write_timeout)
 
-        answers = await asyncio.gather(*(one(r) for r in requests.values()), return_exceptions=True)
-        good: dict[int, m.Written] = {}
+        answers = await asyncio.gather(*(one(n, change) for n, change in changes.items()), return_exceptions=True)
+        good: dict[int, Written] = {}
         failed: dict[int, VecClusterError] = {}
-        for number, answer in zip(requests, answers, strict=True):
+        for number, answer in zip(changes, answers, strict=True):
             if isinstance(answer, VecClusterError):
                 failed[number] = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
                 good[number] = answer
-        count = sum(w.count for w in good.values())
+        written = _in_all(collection, good)
         if failed:
-            raise _write_failure(collection, failed, ids, {counted: count}, done)
-        return Written(count, {ShardId(collection.uuid, n): w.position for n, w in good.items()})
+            ids = {n: c.ids for n, c in changes.items() if isinstance(c, UpsertBatch | Removal)}
+            raise _write_failure(collection, failed, ids, {counted: written.count}, done)
+        return written
 
     # Reads
 
-    async def search(self, collection: Collection, plan: SearchPlan, reading: Reading) -> Found:
+    async def search(
+        self, collection: Collection, query: Query, reading: Reading, *, allow_partial: bool = False
+    ) -> Hits:
         """The k nearest of each query over every shard, by distance, then id."""
-        raw = np.ascontiguousarray(plan.vectors, dtype="<f4").tobytes()
-
-        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Search:
-            return m.Search(
-                collection=collection.uuid,
-                shards=numbers,
-                at_least=at_least,
-                vectors=raw,
-                queries=len(plan.vectors),
-                k=plan.k,
-                filter=plan.filter,
-                ef=plan.ef,
-                exact=plan.exact,
-                with_metadata=plan.with_metadata,
-                with_vector=plan.with_vector,
-                level=level,
-            )
-
-        read = self._reading(collection, reading, request)
-        part = await read.run(self._map(collection).numbers, patient=not plan.allow_partial)
-        if part.failed and not plan.allow_partial:
+        request = Search(collection=collection.uuid, query=query, level=reading.level, source=reading.source)
+        read = Read(self._asking, collection, request, reading.session, self._read_timeout)
+        part = await read.run(self._map(collection).numbers, patient=not allow_partial)
+        if part.failed and not allow_partial:
             raise _read_failure(collection, part.failed)
-        lists = (merge(*(r.hits[q] for r in part.good), key=_nearness) for q in range(len(plan.vectors)))
-        hits = [list(islice(merged, plan.k)) for merged in lists]
-        return Found(hits, _positions(collection, (r.applied for r in part.good)), sorted(part.failed))
+        lists = (merge(*(r.hits[q] for r in part.good), key=nearness) for q in range(len(query.vectors)))
+        hits = [list(islice(merged, query.k)) for merged in lists]
+        return Hits(hits, _positions(collection, part.good), sorted(part.failed))
 
     async def get(
         self, collection: Collection, ids: Sequence[str], reading: Reading
-    ) -> tuple[dict[str, m.StoredVector], Session]:
+    ) -> tuple[dict[str, Stored], Session]:
         """The vectors that exist among `ids`, by id, and up to where the shards were read."""
         rows = self._map(collection).rows_by_shard(ids)
-
-        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Get:
-            wanted = {n: [ids[i] for i in rows[n]] for n in numbers}
-            return m.Get(collection=collection.uuid, ids=wanted, at_least=at_least, level=level)
-
-        replies = await self._read_all(collection, rows, reading, request)
-        return {s.id: s for r in replies for s in r.found}, _positions(collection, (r.applied for r in replies))
+        wanted = {n: [ids[i] for i in chosen] for n, chosen in rows.items()}
+        request = Get(collection=collection.uuid, ids=wanted, level=reading.level, source=reading.source)
+        replies = await self._read_all(collection, wanted, reading, request)
+        return {s.id: s for r in replies for s in r.found}, _positions(collection, replies)
 
     async def list_ids(
-        self, collection: Collection, after: str | None, limit: int, filter_json: bytes | None, reading: Reading
+        self, collection: Collection, after: str | None, limit: int, where: Where | None, reading: Reading
     ) -> tuple[list[str], Session]:
         """The first `limit` ids after `after` in the order of their UTF-8 bytes, over every shard, and up to where
         those were read.
         """
-
-        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.ListIds:
-            return m.ListIds(
-                collection=collection.uuid,
-                shards=numbers,
-                after=after,
-                limit=limit,
-                filter=filter_json,
-                at_least=at_least,
-                level=level,
-            )
-
+        request = ListIds(
+            collection=collection.uuid,
+            after=after,
+            limit=limit,
+            where=where,
+            level=reading.level,
+            source=reading.source,
+        )
         replies = await self._read_all(collection, self._map(collection).numbers, reading, request)
         ids = list(islice(merge(*(r.ids for r in replies)), limit))
-        return ids, _positions(collection, (r.applied for r in replies))
+        return ids, _positions(collection, replies)
 
-    async def count(self, collection: Collection, filter_json: bytes | None, reading: Reading) -> tuple[int, Session]:
+    async def count(self, collection: Collection, where: Where | None, reading: Reading) -> tuple[int, Session]:
         """How many vectors match, over every shard, and up to where those were read."""
-
-        def request(numbers: list[int], level: ReadConsistency, at_least: Positions) -> m.Count:
-            return m.Count(
-                collection=collection.uuid, shards=numbers, filter=filter_json, at_least=at_least, level=level
-            )
-
+        request = Count(collection=collection.uuid, where=where, level=reading.level, source=reading.source)
         replies = await self._read_all(collection, self._map(collection).numbers, reading, request)
-        return sum(r.count for r in replies), _positions(collection, (r.applied for r in replies))
-
-    def _reading(self, collection: Collection, reading: Reading, request: Build[R]) -> Read[R]:
-        asking, timeout = self._asking, self._read_timeout
-        return Read(asking, collection, reading.level, reading.session, request, timeout, reading.source)
+        return sum(r.count for r in replies), _positions(collection, replies)
 
     async def _read_all(
-        self, collection: Collection, numbers: Iterable[int], reading: Reading, request: Build[R]
+        self, collection: Collection, numbers: Iterable[int], reading: Reading, request: ShardsRequest[R]
     ) -> list[R]:
-        part = await self._reading(collection, reading, request).run(numbers, patient=True)
+        read = Read(self._asking, collection, request, reading.session, self._read_timeout)
+        part = await read.run(numbers, patient=True)
         if part.failed:
             raise _read_failure(collection, part.failed)
         return part.good
 
-    async def reports(self, uuid: str | None = None) -> tuple[list[m.ShardReport], dict[NodeId, m.Report | None]]:
+    # The cluster
+
+    async def frontiers(self, uuid: str, numbers: Iterable[int]) -> dict[int, Showing]:
+        """What the primaries of these shards have applied of batches over several shards, as far as they say."""
+        by_node: dict[NodeId, list[int]] = {}
+        for n in numbers:
+            if record := self._state().shards.get(ShardId(uuid, n)):
+                by_node.setdefault(record.primary.node, []).append(n)
+        asked = (
+            self._asking.call(node, GetFrontiers(collection=uuid, shards=some), REPORT_TIMEOUT)
+            for node, some in by_node.items()
+        )
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {n: f for a in answers if isinstance(a, ShardsReply) for n, f in a.frontier.items()}
+
+    async def reports(self, uuid: str | None = None) -> tuple[list[ShardReport], dict[NodeId, Report | None]]:
         """What the nodes say of their shards, once each, and the answer of each node that gave one."""
         state = self._state()
         nodes = list(state.nodes)
         asked = (self._ask_for_report(node, uuid) for node in nodes)
         answers = dict(zip(nodes, await asyncio.gather(*asked), strict=True))
-        reports: dict[ShardId, m.ShardReport] = {}
+        reports: dict[ShardId, ShardReport] = {}
         for node, answer in answers.items():
             for report in answer.shards if answer else ():
                 record = state.shards.get(report.shard)
@@ -363,9 +310,9 @@ class Coordinator:
         asked = (self._peers.call(node, news, timeout=REPORT_TIMEOUT) for node in self._state().alive)
         await asyncio.gather(*asked, return_exceptions=True)
 
-    async def _ask_for_report(self, node: NodeId, uuid: str | None) -> m.Report | None:
+    async def _ask_for_report(self, node: NodeId, uuid: str | None) -> Report | None:
         try:
-            return await self._peers.call(node, m.GetReport(collection=uuid), timeout=REPORT_TIMEOUT)
+            return await self._asking.call(node, GetReport(collection=uuid), REPORT_TIMEOUT)
         except VecClusterError:
             return None
 
@@ -373,33 +320,19 @@ class Coordinator:
 REPORT_TIMEOUT = 2.0
 
 
-def _operation(request: m.Write) -> str:
-    """What names this write in its shard: the client's operation id and what is to be done, at whatever level.
-
-    Without the latter a write with another's id, say of a batch that was mended after an error, would be answered as
-    the first one was, and lost.
-    """
-    return f"{request.op_id} {xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode(request))}"
-
-
-def _check_sizes(
-    rows: Mapping[int, Sequence[int]],
-    ids: Sequence[str],
-    vectors: npt.NDArray[np.float32],
-    metadata: Sequence[bytes],
-) -> None:
+def _check_sizes(parts: Iterable[UpsertBatch]) -> None:
     """`PayloadTooLarge`, before anything is stored anywhere, if a shard could not take its part."""
-    for chosen in rows.values():
-        texts = sum(len(metadata[i]) for i in chosen)
-        check_size(size_of([ids[i] for i in chosen], texts, 4 * vectors.shape[1] * len(chosen)))
+    for part in parts:
+        check_size(size_of(part.ids, sum(map(len, part.metadata)), part.vectors.size * 4))
 
 
-def _positions(collection: Collection, applied: Iterable[Mapping[int, Position]]) -> dict[ShardId, Position]:
-    return {ShardId(collection.uuid, n): position for some in applied for n, position in some.items()}
+def _in_all(collection: Collection, written: Mapping[int, Written]) -> Outcome:
+    positions = {ShardId(collection.uuid, n): w.position for n, w in written.items()}
+    return Outcome(sum(w.count for w in written.values()), positions)
 
 
-def _nearness(hit: m.Hit) -> tuple[float, str]:
-    return (hit.distance, hit.id)
+def _positions(collection: Collection, replies: Iterable[ShardsReply]) -> dict[ShardId, Position]:
+    return {ShardId(collection.uuid, n): position for reply in replies for n, position in reply.applied.items()}
 
 
 def _why(collection: Collection, failed: Mapping[int, VecClusterError]) -> str:

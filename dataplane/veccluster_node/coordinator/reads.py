@@ -7,18 +7,16 @@ answer is used or those of the others.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
-
-import msgspec
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from veccluster.decisions import routing
 from veccluster.decisions.replication import atomic, reading, values
-from veccluster.decisions.replication.atomic import Showing
 from veccluster.decisions.routing import NOBODY
-from veccluster.errors import ReplicaBehind, ShardsUnavailable, Unavailable, VecClusterError, from_problem
+from veccluster.errors import ReplicaBehind, ShardsUnavailable, Unavailable, VecClusterError
 from veccluster.model.state import Collection, Epoch, NodeId, ReadConsistency, Seq, Shard, ShardId
+from veccluster.model.token import Position
 from veccluster_node.coordinator.asking import (
     LITTLE_PATIENCE,
     PING_EVERY,
@@ -28,12 +26,10 @@ from veccluster_node.coordinator.asking import (
     either,
     together,
 )
-from veccluster_node.peer import messages as m
+from veccluster_node.service.shard_service import GetPositions, ShardsReply, ShardsRequest
 
-R = TypeVar("R", bound=m.Reply)
-Positions = dict[int, m.Position]
-Build = Callable[[list[int], ReadConsistency, Positions], m.Request[R]]
-"""A request about these shards, at this level, that shows at least these positions."""
+R = TypeVar("R", bound=ShardsReply)
+Positions = Mapping[int, Position]
 Errors = dict[int, VecClusterError]
 
 
@@ -58,22 +54,22 @@ class Read(Generic[R]):
         self,
         asking: Asking,
         collection: Collection,
-        level: ReadConsistency,
-        seen: Mapping[ShardId, m.Position],
-        build: Build[R],
+        request: ShardsRequest[R],
+        seen: Mapping[ShardId, Position],
         timeout: float,
-        source: str = "",
     ) -> None:
-        """`seen` is what the client has seen, which every level but `eventual` shows; `source` is its address."""
+        """`request` is as it is asked of each node but for the shards, and what those must show.
+
+        `seen` is what the client has seen, which every level but `eventual` shows.
+        """
         self._asking = asking
         self._collection = collection
-        self._level = routing.effective(level, collection)
-        self._build = build
-        self._source = source
+        self._level = routing.effective(request.level, collection)
+        self._request = request
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._vantage = asking.vantage()
-        shown = {} if level is ReadConsistency.eventual else seen
+        shown = {} if request.level is ReadConsistency.eventual else seen
         self._at_least = {i.number: position for i, position in shown.items() if i.collection == collection.uuid}
         self._reached: set[int] = set()
         self._decided: dict[int, frozenset[Seq]] = {}
@@ -106,13 +102,13 @@ class Read(Generic[R]):
         """The replies that show the same batches over several shards (15), and the shards of those that are to be asked
         again, since they lack one that another shows.
         """
-        shown = {n: showing for reply in replies for n, showing in showings(reply)}
+        shown = {n: showing for reply in replies for n, showing in reply.frontier.items()}
         lacking = atomic.lacking(shown)
         for n, places in lacking.items():
             self._decided[n] = self._decided.get(n, frozenset()) | places
-        torn = [reply for reply in replies if not lacking.keys().isdisjoint(_applied(reply))]
-        fitting = [reply for reply in replies if lacking.keys().isdisjoint(_applied(reply))]
-        return fitting, [n for reply in torn for n in _applied(reply)]
+        torn = [reply for reply in replies if not lacking.keys().isdisjoint(reply.applied)]
+        fitting = [reply for reply in replies if lacking.keys().isdisjoint(reply.applied)]
+        return fitting, [n for reply in torn for n in reply.applied]
 
     def _again(self, asked: Shard | None, error: VecClusterError) -> routing.Again:
         state = self._asking.state()
@@ -147,11 +143,11 @@ class Read(Generic[R]):
 
     async def _ask(self, node: NodeId, numbers: list[int], tried: frozenset[NodeId]) -> Part[R]:
         """What the node says of these shards, or others in its place."""
-        request = self._request(numbers)
+        request = self._about(numbers)
         call = asyncio.ensure_future(_call(self._asking, node, request, numbers, self._time_for(node)))
         try:
             await asyncio.wait({call}, timeout=self._asking.patience.wait(_kind(request), most=self._timeout / 3))
-            if not call.done() and m.is_slow(request):
+            if not call.done() and request.is_slow:
                 if not self._are_others(numbers, tried | {node}):
                     return await self._unless_moved(call, node, numbers, tried)
                 await self._while_there(call, node)
@@ -224,11 +220,10 @@ class Read(Generic[R]):
         left = max(self._deadline - time.monotonic(), 0.001)
         return left if node in self._vantage.alive else min(left, LITTLE_PATIENCE)
 
-    def _request(self, numbers: list[int]) -> m.Request[R]:
+    def _about(self, numbers: list[int]) -> ShardsRequest[R]:
         at_least = {n: self._at_least[n] for n in numbers if n in self._at_least}
-        request = self._build(numbers, self._asked_level, at_least)
         decided = {n: sorted(self._decided[n]) for n in numbers if n in self._decided}
-        return msgspec.structs.replace(request, decided=decided, source=self._source)
+        return replace(self._request, shards=numbers, level=self._asked_level, at_least=at_least, decided=decided)
 
     @property
     def _asked_level(self) -> ReadConsistency:
@@ -278,7 +273,10 @@ class Read(Generic[R]):
         return Unavailable(f"{heard} of its replicas say how far they are, a quorum is {wanted}{reason}")
 
     async def _positions(self, node: NodeId, numbers: list[int]) -> tuple[Positions, Errors]:
-        request = m.GetPositions(collection=self._collection.uuid, shards=numbers)
+        asked = self._request
+        request = GetPositions(
+            collection=asked.collection, shards=numbers, principal=asked.principal, trace=asked.trace
+        )
         part = await _call(self._asking, node, request, numbers, self._time_for(node))
         return {n: position for reply in part.good for n, position in reply.durable.items()}, part.failed
 
@@ -294,7 +292,7 @@ class Read(Generic[R]):
         return {n: record for n in numbers if (record := self._record(n)) is not None}
 
 
-async def _call(asking: Asking, node: NodeId, request: m.Request[R], numbers: list[int], timeout: float) -> Part[R]:
+async def _call(asking: Asking, node: NodeId, request: ShardsRequest[R], numbers: list[int], timeout: float) -> Part[R]:
     """The node's reply. A client's own error is raised, any other is kept by shard."""
     started = time.monotonic()
     try:
@@ -302,30 +300,13 @@ async def _call(asking: Asking, node: NodeId, request: m.Request[R], numbers: li
     except VecClusterError as error:
         if error.status < 500:
             raise
-        asking.is_slow(node, not m.is_slow(request) or not await asking.is_there(node))
+        asking.is_slow(node, not request.is_slow or not await asking.is_there(node))
         return Part([], dict.fromkeys(numbers, error))
     asking.is_slow(node, False)
     asking.patience.learn(_kind(request), time.monotonic() - started)
-    problems: m.Failures = getattr(reply, "failed", {})
-    return Part([reply], {n: from_problem(p) for n, p in problems.items()})
+    return Part([reply], dict(reply.failed))
 
 
-def _applied(reply: m.Reply) -> Positions:
-    """How far each shard of a reply was read."""
-    applied: Positions = getattr(reply, "applied", {})
-    return applied
-
-
-def showings(reply: m.Reply) -> Iterator[tuple[int, Showing]]:
-    """What a reply says of batches over several shards, by shard."""
-    said: m.Showings = getattr(reply, "showing", {})
-    for n, (_, seq) in _applied(reply).items():
-        if here := said.get(n):
-            yield n, Showing(Seq(seq), frozenset(here.pending), here.latest)
-        else:
-            yield n, Showing(Seq(seq))
-
-
-def _kind(request: m.Request[R]) -> str:
+def _kind(request: ShardsRequest[Any]) -> str:
     """What takes about as long."""
-    return f"{'slow ' if m.is_slow(request) else ''}{type(request).__name__}"
+    return f"{'slow ' if request.is_slow else ''}{type(request).__name__}"

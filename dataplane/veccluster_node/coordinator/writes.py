@@ -14,20 +14,20 @@ from veccluster.decisions import routing
 from veccluster.errors import OutcomeUnknown, VecClusterError
 from veccluster.model.state import Shard
 from veccluster_node.coordinator.asking import Asking, NotYet, either
-from veccluster_node.peer import messages as m
+from veccluster_node.service.shard_service import Request, Write, Written
 
-R = TypeVar("R", bound=m.Reply)
+R = TypeVar("R")
 
 QUICK = 0.5
 """Seconds after which the shard's record is watched as well: nearly every write has been answered by then."""
 
 
-async def write(asking: Asking, request: m.Write, *, timeout: float) -> m.Written:
+async def write(asking: Asking, request: Write, *, timeout: float) -> Written:
     """The answer to a write; `OutcomeUnknown` if it may have been carried out and nobody said so."""
     deadline = time.monotonic() + timeout
     lost: list[OutcomeUnknown] = []
 
-    async def attempt() -> m.Written | NotYet[m.Written]:
+    async def attempt() -> Written | NotYet[Written]:
         asked = asking.record(request.shard)
         try:
             return await ask_primary(asking, asked, request, deadline)
@@ -47,7 +47,7 @@ def _unless_lost(error: VecClusterError, lost: Sequence[OutcomeUnknown]) -> VecC
     return OutcomeUnknown(f"an earlier attempt got no answer; at last: {error.detail}") if lost else error
 
 
-async def ask_primary(asking: Asking, asked: Shard, request: m.Request[R], deadline: float) -> R:
+async def ask_primary(asking: Asking, asked: Shard, request: Request[R], deadline: float) -> R:
     """Its answer, unless another node becomes primary first."""
     left = max(deadline - time.monotonic(), 0.001)
     call = asyncio.ensure_future(asking.call(asked.primary.node, request, left))

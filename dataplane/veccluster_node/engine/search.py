@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 
-from veccluster.decisions.filters import Filter
+from veccluster.decisions.filters import Filter, Where
 from veccluster.decisions.replication.atomic import Showing
 from veccluster.errors import StorageCorrupt
 from veccluster.model.state import IndexParameters, Metric
@@ -67,29 +68,35 @@ class Query:
 
     vectors: F32
     k: int
-    filter: Filter | None = None
+    where: Where | None = None
     ef: int | None = None
     exact: bool = False
     with_metadata: bool = True
     with_vector: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Hit:
-    """One result. `metadata` is JSON; `vector` (dimension,) is as it was given. None where it was not asked for."""
+class Hit(msgspec.Struct, frozen=True, array_like=True):
+    """One neighbour, from the graph to the reply: nodes send it as it is.
 
-    id: str
+    `metadata` is JSON, `vector` little-endian float32 as it was given; None where they were not asked for.
+    """
+
     distance: float
+    id: str
     metadata: bytes | None = None
-    vector: F32 | None = None
+    vector: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stored:
-    """What is kept under an id."""
+def nearness(hit: Hit) -> tuple[float, str]:
+    """What hits are sorted by."""
+    return (hit.distance, hit.id)
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept under an id; as in `Hit`."""
 
     id: str
-    vector: F32
+    vector: bytes
     metadata: bytes
 
 
@@ -256,7 +263,7 @@ class Reader:
             rows = snapshot.rows_of(ids)
             found = list(rows.values())
             vectors = snapshot.vectors([r.seq for r in found], self._dimension)
-            stored = {r.id: Stored(r.id, v, r.metadata) for r, v in zip(found, vectors, strict=True)}
+            stored = {r.id: Stored(r.id, v.tobytes(), r.metadata) for r, v in zip(found, vectors, strict=True)}
             return Rows((stored.get(i) for i in ids), snapshot)
 
     def list_ids(self, after: str | None, limit: int, filter_: Filter | None, stop: Stop = NEVER) -> Rows[str]:
@@ -319,10 +326,10 @@ class _Search:
         self.ordered: dict[bytes, U64] = {}
 
     def run(self) -> Results:
-        if self.query.filter is None:
+        if self.query.where is None:
             self._unfiltered()
         else:
-            self._filtered(self.query.filter)
+            self._filtered(self.query.where.filter)
         return Results(self._answers(), self.snapshot)
 
     def _unfiltered(self) -> None:
@@ -582,7 +589,12 @@ class _Search:
         if self.query.with_vector:
             vectors = list(self.snapshot.vectors([r.seq for _, r in ranked], self.vectors.shape[1]))
         return [
-            Hit(row.id, distance, row.metadata if self.query.with_metadata else None, vector)
+            Hit(
+                distance,
+                row.id,
+                row.metadata if self.query.with_metadata else None,
+                None if vector is None else vector.tobytes(),
+            )
             for (distance, row), vector in zip(ranked, vectors, strict=True)
         ]
 

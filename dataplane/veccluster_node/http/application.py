@@ -18,11 +18,11 @@ from veccluster_node.http import abandoned, metrics, negotiation, problems
 from veccluster_node.http.routes import Api
 from veccluster_node.http.web_pages import WebPages
 from veccluster_node.node.data_node import DataNode
-from veccluster_node.peer.messages import ShardReport
 from veccluster_node.replica.ports import Standing
 from veccluster_node.runtime.budget import Budget
 from veccluster_node.runtime.door import Door, DoorSite
 from veccluster_node.runtime.metrics import Measures
+from veccluster_node.service.shard_service import ShardReport
 
 MAX_LINE_SIZE = 64 << 10
 """Bytes of a request's first line, with a filter in its query string, and of one header, with tokens of many shards."""

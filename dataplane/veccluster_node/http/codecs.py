@@ -23,18 +23,19 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from veccluster.decisions import filters
+from veccluster.decisions.filters import Where
 from veccluster.errors import InvalidRequest
 from veccluster.model import api
 from veccluster.model.limits import MAX_ERRORS, Limits
 from veccluster.model.state import Collection, Metric, ReadConsistency
 from veccluster.model.validation import did_you_mean, kind_of
+from veccluster_node.engine.search import Hit, Query, Stored
 from veccluster_node.http.arrow import ArrowReader, Columns, NotArrow
 from veccluster_node.http.density import has_more_items, has_more_values
 from veccluster_node.http.negotiation import ARROW
-from veccluster_node.http.rows import F32, ITEM, MANY, Item, Making, Mistake, UpsertBatch, read_numbers, unusable
-from veccluster_node.peer.messages import Hit, StoredVector
+from veccluster_node.http.rows import F32, ITEM, MANY, Item, Making, Mistake, read_numbers, unusable
 from veccluster_node.runtime.budget import UNBOUNDED, WEIGHT, Ticket
+from veccluster_node.service.shard_service import UpsertBatch
 
 M = TypeVar("M", bound=api.Request)
 
@@ -336,15 +337,10 @@ async def _decoded(stream: _Stream, chunks: AsyncIterator[bytes], ticket: Ticket
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchRequest:
-    """What to search for: `vectors` is float32 (q, dimension); `many` says that the reply is a list of lists."""
+    """What to search for, and how to: `many` says that the reply is a list of lists."""
 
-    vectors: F32
+    query: Query
     many: bool
-    k: int
-    filter: dict[str, Any] | None
-    include: frozenset[str]
-    ef: int | None
-    exact: bool
     consistency: ReadConsistency | None
     allow_partial: bool
 
@@ -445,14 +441,18 @@ def _as_json(name: str, text: str) -> bytes:
     return text.encode()
 
 
-def filter_json(text: str | bytes, limits: Limits) -> bytes:
-    """A filter from JSON text, checked, as the JSON to hand on."""
+def where_of(given: object, limits: Limits) -> Where | None:
+    """A filter from a body that has one, or None."""
+    return None if given is None else Where.of(given, limits)
+
+
+def where_of_text(text: str | bytes, limits: Limits) -> Where:
+    """A filter from JSON text."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidRequest.field("filter", f"must be JSON: {error}") from None
-    filters.parse(value, limits)
-    return orjson.dumps(value)
+    return Where.of(value, limits)
 
 
 def _check_size(queries: int, options: api.SearchOptions, collection: Collection, limits: Limits, name: str) -> None:
@@ -480,19 +480,17 @@ def _refuse(mistakes: Sequence[Mistake]) -> None:
 
 
 def _search_request(vectors: F32, many: bool, options: api.SearchOptions, limits: Limits) -> SearchRequest:
-    if options.filter is not None:
-        filters.parse(options.filter, limits)
-    return SearchRequest(
+    include = options.include or ()
+    query = Query(
         vectors=vectors,
-        many=many,
         k=options.k,
-        filter=options.filter,
-        include=frozenset(options.include or ()),
+        where=where_of(options.filter, limits),
         ef=options.ef,
         exact=options.exact,
-        consistency=options.consistency,
-        allow_partial=options.allow_partial,
+        with_metadata="metadata" in include,
+        with_vector="vector" in include,
     )
+    return SearchRequest(query, many, options.consistency, options.allow_partial)
 
 
 # ---- replies ---------------------------------------------------------------------------------------------------------
@@ -552,19 +550,19 @@ def _search_arrow(
         "score": pa.array((1.0 if collection.metric is Metric.cosine else 0.0) - distances),
         "distance": pa.array(distances),
     }
-    if "metadata" in asked.include:
+    if asked.query.with_metadata:
         columns["metadata"] = pa.array([hit.metadata for hit in hits], pa.binary()).cast(pa.string())
-    if "vector" in asked.include:
+    if asked.query.with_vector:
         columns["vector"] = _vector_column([hit.vector or b"" for hit in hits], collection.dimension)
     return _arrow(columns, envelope)
 
 
-def encode_vector(stored: StoredVector) -> bytes:
+def encode_vector(stored: Stored) -> bytes:
     """One stored vector as JSON."""
     return orjson.dumps(_stored(stored), option=_NUMPY)
 
 
-def encode_page(page: Sequence[StoredVector], cursor: str | None, accept: str, dimension: int) -> bytes:
+def encode_page(page: Sequence[Stored], cursor: str | None, accept: str, dimension: int) -> bytes:
     """A page of a listing, as JSON or Arrow; in Arrow `cursor` is in the metadata of the schema, as JSON text."""
     if accept != ARROW:
         return orjson.dumps({"vectors": [_stored(stored) for stored in page], "cursor": cursor}, option=_NUMPY)
@@ -577,7 +575,7 @@ def encode_page(page: Sequence[StoredVector], cursor: str | None, accept: str, d
 
 
 def encode_found(
-    found: Sequence[StoredVector], missing: Sequence[str], included: AbstractSet[str], accept: str, dimension: int
+    found: Sequence[Stored], missing: Sequence[str], included: AbstractSet[str], accept: str, dimension: int
 ) -> bytes:
     """The reply to a request for many, as JSON or Arrow, where `missing` is JSON in the metadata of the schema."""
     if accept != ARROW:
@@ -591,7 +589,7 @@ def encode_found(
     return _arrow(columns, {"missing": missing})
 
 
-def _stored(stored: StoredVector) -> dict[str, Any]:
+def _stored(stored: Stored) -> dict[str, Any]:
     vector = np.frombuffer(stored.vector, "<f4")
     return {"id": stored.id, "vector": vector, "metadata": orjson.Fragment(stored.metadata)}
 

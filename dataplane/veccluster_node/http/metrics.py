@@ -19,9 +19,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from veccluster.model.state import ShardId
-from veccluster_node.peer.messages import ShardReport
 from veccluster_node.replica.ports import Standing
 from veccluster_node.runtime.metrics import Measures
+from veccluster_node.service.shard_service import ShardReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -19,7 +19,8 @@ import orjson
 from aiohttp import web
 
 import veccluster_node
-from veccluster.decisions import descriptors, filters
+from veccluster.decisions import descriptors
+from veccluster.decisions.filters import Where
 from veccluster.decisions.shard_map import ShardMap, records_of
 from veccluster.errors import (
     CollectionNotFound,
@@ -36,11 +37,10 @@ from veccluster.model.limits import Limits
 from veccluster.model.spec import VecClusterSpec
 from veccluster.model.state import Collection, NodeState, ReadConsistency, ShardId, WriteConsistency
 from veccluster.model.validation import did_you_mean
-from veccluster_node.coordinator.coordinator import Reading, SearchPlan, Written
+from veccluster_node.coordinator.coordinator import Outcome, Reading
 from veccluster_node.http import codecs, negotiation, openapi, recoveries
-from veccluster_node.http.rows import UpsertBatch
 from veccluster_node.node.data_node import DataNode
-from veccluster_node.peer.messages import ShardReport
+from veccluster_node.service.shard_service import ShardReport, UpsertBatch
 
 T = TypeVar("T")
 
@@ -194,8 +194,7 @@ class Api:
             return await self._upsert_stream(request, collection, kind, operation, level)
         body = await negotiation.read_body(request, self.limits.max_body_size)
         batch, atomic = await _in_thread(len(body), codecs.decode_upsert_json, body, collection, self.limits)
-        store = self.node.coordinator.upsert_atomic if atomic else self.node.coordinator.upsert
-        written = await store(collection, batch.ids, batch.vectors, batch.metadata, operation, level)
+        written = await self.node.coordinator.upsert(collection, batch, operation, level, atomic=atomic)
         return self._written(request, {"upserted": written.count}, written.positions)
 
     async def _upsert_stream(
@@ -208,7 +207,8 @@ class Api:
         """
         decode = codecs.decode_upsert_ndjson if kind == negotiation.NDJSON else codecs.decode_upsert_arrow
         chunks = negotiation.body_chunks(request)
-        behind = _WriteBehind(lambda batch, number: self._store(collection, batch, f"{operation} {number}", level))
+        upsert = self.node.coordinator.upsert
+        behind = _WriteBehind(lambda batch, number: upsert(collection, batch, f"{operation} {number}", level))
         try:
             ticket = negotiation.ticket_of(request)
             async for batch in decode(chunks, collection, self.limits, self.batch_rows, ticket):
@@ -217,13 +217,6 @@ class Api:
         except VecClusterError as error:
             raise await behind.give_up(error) from None
         return self._written(request, {"upserted": behind.stored}, behind.positions)
-
-    async def _store(
-        self, collection: Collection, batch: UpsertBatch, operation: str, level: WriteConsistency
-    ) -> Written:
-        return await self.node.coordinator.upsert(
-            collection, batch.ids, batch.vectors, batch.metadata, operation, level
-        )
 
     async def delete_vectors(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/collections/{name}/vectors/delete."""
@@ -238,8 +231,7 @@ class Api:
             ids = list(dict.fromkeys(asked.ids))
             written = await self.node.coordinator.delete_ids(collection, ids, operation, level)
         else:
-            filters.parse(asked.filter, self.limits)
-            where = orjson.dumps(asked.filter)
+            where = Where.of(asked.filter, self.limits)
             written = await self.node.coordinator.delete_where(collection, where, operation, level)
         return self._written(request, {"deleted": written.count}, written.positions)
 
@@ -315,10 +307,7 @@ class Api:
         negotiation.check_content_type(request, negotiation.JSON)
         body = await negotiation.read_body(request, self.limits.max_body_size)
         asked = await _in_thread(len(body), codecs.decode_options, api.Count, body or b"{}", self.limits)
-        where = None
-        if asked.filter is not None:
-            filters.parse(asked.filter, self.limits)
-            where = orjson.dumps(asked.filter)
+        where = codecs.where_of(asked.filter, self.limits)
         reading = self._reading(request, collection, asked.consistency)
         count, positions = await self.node.coordinator.count(collection, where, reading)
         reply = _json(api.Counted(count=count))
@@ -338,19 +327,10 @@ class Api:
         else:
             asked = codecs.decode_search_binary(body, _query(request, *BINARY_ARGUMENTS), collection, self.limits)
         reading = self._reading(request, collection, asked.consistency)
-        plan = SearchPlan(
-            vectors=asked.vectors,
-            k=asked.k,
-            filter=None if asked.filter is None else orjson.dumps(asked.filter),
-            ef=asked.ef,
-            exact=asked.exact,
-            with_metadata="metadata" in asked.include,
-            with_vector="vector" in asked.include,
-            allow_partial=asked.allow_partial,
-        )
-        most = len(plan.vectors) * plan.k * (64 + (collection.dimension * 4 if plan.with_vector else 0))
+        query = asked.query
+        most = len(query.vectors) * query.k * (64 + (collection.dimension * 4 if query.with_vector else 0))
         await negotiation.ticket_of(request).hold_more(most)
-        found = await self.node.coordinator.search(collection, plan, reading)
+        found = await self.node.coordinator.search(collection, query, reading, allow_partial=asked.allow_partial)
         seen = token.encode(token.merge([reading.session, found.positions]))
         envelope = {
             "partial": bool(found.missing),
@@ -358,7 +338,7 @@ class Api:
             "token": seen,
             "took_ms": round((time.perf_counter() - started) * 1000, 3),
         }
-        size = sum(map(len, found.hits)) * (collection.dimension if plan.with_vector else 1) * 64
+        size = sum(map(len, found.hits)) * (collection.dimension if query.with_vector else 1) * 64
         await negotiation.ticket_of(request).hold(codecs.size_of_hits(found.hits))
         body = await _in_thread(size, codecs.encode_search, found.hits, asked, collection, envelope, accept)
         return web.Response(body=body, content_type=accept, headers={token.HEADER: seen})
@@ -449,8 +429,8 @@ class Api:
     def _reading(self, request: web.Request, collection: Collection, level: ReadConsistency | None) -> Reading:
         return Reading(level or collection.read_consistency, self._session(request), request.remote or "")
 
-    def _filter_of(self, query: Mapping[str, str]) -> bytes | None:
-        return codecs.filter_json(query["filter"], self.limits) if "filter" in query else None
+    def _filter_of(self, query: Mapping[str, str]) -> Where | None:
+        return codecs.where_of_text(query["filter"], self.limits) if "filter" in query else None
 
     def _written(self, request: web.Request, counts: Mapping[str, int], positions: Session) -> web.StreamResponse:
         merged = token.encode(token.merge([self._session(request), positions]))
@@ -468,13 +448,13 @@ def _json(reply: api.Reply, status: int = 200) -> web.Response:
 class _WriteBehind:
     """Writes one batch of a stream while the next is decoded, and knows how much is stored."""
 
-    def __init__(self, store: Callable[[UpsertBatch, int], Coroutine[Any, Any, Written]]) -> None:
+    def __init__(self, store: Callable[[UpsertBatch, int], Coroutine[Any, Any, Outcome]]) -> None:
         """`store` is given each batch and its number."""
         self.stored = 0
         self.positions: Session = {}
         self._store = store
         self._number = 0
-        self._writing: asyncio.Task[Written] | None = None
+        self._writing: asyncio.Task[Outcome] | None = None
 
     async def write(self, batch: UpsertBatch) -> None:
         """Begin to write a batch, once the one before is written; raises what went wrong with that one."""

@@ -25,21 +25,10 @@ from veccluster.model.state import Collection, Metric
 from veccluster.model.validation import did_you_mean, kind_of
 from veccluster_node.engine.distance import MAX_LENGTH, MIN_LENGTH, lengths
 from veccluster_node.http.density import has_more_values
+from veccluster_node.service.shard_service import UpsertBatch
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Numbers: TypeAlias = Sequence[float] | F32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UpsertBatch:
-    """n vectors with distinct ids: `vectors` is float32 (n, dimension), `metadata` a JSON object each."""
-
-    ids: list[str]
-    vectors: F32
-    metadata: list[bytes]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 # ---- one vector, one metadata object ---------------------------------------------------------------------------------

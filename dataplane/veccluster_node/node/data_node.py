@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -45,11 +46,15 @@ from veccluster_node.node import zone as zones
 from veccluster_node.node.replication import Replication
 from veccluster_node.node.settings import NodeSettings
 from veccluster_node.peer import messages as m
+from veccluster_node.peer.answers import Answer, Answers
 from veccluster_node.peer.client import Peers
 from veccluster_node.peer.proofs import Secret
+from veccluster_node.peer.remote import RemoteShards
 from veccluster_node.runtime.config import NodeConfig
 from veccluster_node.runtime.identity import Identity, WrongDirectory
+from veccluster_node.service.shard_service import ShardService
 from veccluster_node.shards.host import ShardHost
+from veccluster_node.shards.local import LocalShards, Patience
 from veccluster_node.shards.reconciler import Reconciler
 
 HEARTBEAT = 2.0
@@ -124,6 +129,10 @@ class DataNode:
         """What etcd said when it did not let this node in, until that is acted on."""
         self.secret = Secret()
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes, self.secret)
+        patience = Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl)
+        self._shards = LocalShards(
+            host, patience, metadata_is_fresh=lambda: not self._metadata_away(), opening=self.opening
+        )
         self._integrity = Integrity(self.id, host, self.peers, config.integrity)
         self.lost_quorum = LostQuorum(
             identity,
@@ -138,10 +147,23 @@ class DataNode:
             lambda: self.state,
             lambda holds, timeout: self.metadata().wait_until(holds, timeout=timeout),
             self.peers,
+            self._shards_of,
             batches=self._batches,
             read_timeout=settings.query_timeout,
             write_timeout=settings.write_timeout,
         )
+        others: dict[type[m.Request[Any]], Answer] = {
+            m.AwaitCollection: self._heard_of,
+            m.Ping: self._pong,
+            m.GetCopy: self.lost_quorum.answer,
+            m.GetDecisions: self._decisions,
+            m.GetDigests: host.digests_of,
+            m.BeginAnew: host.begin_anew,
+        }
+        self._answers = Answers(self._shards, config.cluster_spec().tuning.limits(), others)
+
+    def _shards_of(self, node: NodeId, timeout: float) -> ShardService:
+        return self._shards if node == self.id else RemoteShards(self.peers, node, timeout)
 
     @property
     def state(self) -> ClusterState:
@@ -220,19 +242,12 @@ class DataNode:
 
     async def answer(self, request: m.AnyRequest) -> m.Reply:
         """The answer to what another node asks, or this one itself."""
-        if isinstance(request, m.AwaitCollection):
-            return m.Known(await self._heard_of(request))
-        if isinstance(request, m.Ping):
-            return m.Pong(self.boot)
-        if isinstance(request, m.GetCopy):
-            return await self.lost_quorum.answer(request)
-        if isinstance(request, m.GetDecisions):
-            return self._decisions()
-        if isinstance(request, m.GetReport):
-            return m.Report(self.host.reports(request.collection), self.opening())
-        return await self.host.handle(request)
+        return await self._answers.to(request)
 
-    def _decisions(self) -> m.Decisions:
+    async def _pong(self, _: m.Ping) -> m.Pong:
+        return m.Pong(self.boot)
+
+    async def _decisions(self, _: m.GetDecisions) -> m.Decisions:
         """What was decided of batches, as far as this node knows, be it that etcd has forgotten it."""
         store = self.metadata()
         made: dict[str, dict[Batch, m.Decision]] = {}
@@ -241,14 +256,14 @@ class DataNode:
                 made.setdefault(collection, {}).update({d.batch: _told_of(d) for d in found.decisions})
         return m.Decisions(self.state.history.id, {c: list(found.values()) for c, found in made.items()})
 
-    async def _heard_of(self, request: m.AwaitCollection) -> bool:
+    async def _heard_of(self, request: m.AwaitCollection) -> m.Known:
         def heard(state: ClusterState) -> bool:
             collection = state.collections.get(request.name)
             if collection is None or collection.uuid != request.uuid:
                 return request.gone
             return not request.gone and is_complete(state, collection)
 
-        return await self.metadata().wait_until(heard, timeout=NEWS_TIMEOUT)
+        return m.Known(await self.metadata().wait_until(heard, timeout=NEWS_TIMEOUT))
 
     # Life
 
@@ -395,7 +410,7 @@ class DataNode:
 
     async def _campaign(self, store: Store, client: EtcdClient, lease: Lease, watch: Watch) -> None:
         election = Election(client, store.keys.leader, lease, self.id.encode())
-        shown, measures = self.coordinator.showing, self.host.measures
+        shown, measures = self.coordinator.frontiers, self.host.measures
 
         def settling(term: Term) -> Coroutine[None, None, None]:
             return Settling(store, term, self.lost_quorum, self._unsettled).run()

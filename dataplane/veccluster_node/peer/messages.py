@@ -11,6 +11,8 @@ import msgspec
 
 from veccluster.decisions.replication.atomic import Verdict
 from veccluster.model.state import Epoch, Member, ReadConsistency, Revision, Seq, ShardId, WriteConsistency
+from veccluster_node.engine.search import Hit, Stored
+from veccluster_node.service.shard_service import ShardReport
 
 Problem = dict[str, Any]
 Failures = dict[int, Problem]
@@ -34,6 +36,9 @@ class Request(msgspec.Struct, Generic[R], frozen=True, tag=True, kw_only=True):
     """Base of all requests; `reply` is the type of the answer."""
 
     reply: ClassVar[type[Reply]] = Reply
+    principal: str | None = None
+    """Who asks, and of which request of a client it is a part; nobody says so yet."""
+    trace: str | None = None
 
 
 class Written(Reply, frozen=True):
@@ -139,15 +144,6 @@ class GetShowing(Request[Shown], frozen=True, tag=True, kw_only=True):
     shards: list[int]
 
 
-class Hit(msgspec.Struct, frozen=True, array_like=True):
-    """One neighbour."""
-
-    distance: float
-    id: str
-    metadata: bytes | None = None
-    vector: bytes | None = None
-
-
 class Found(Reply, frozen=True):
     """For each query the nearest hits over the shards that answered, nearest first."""
 
@@ -177,18 +173,10 @@ class Search(Request[Found], frozen=True, tag=True, kw_only=True):
     source: str = ""
 
 
-class StoredVector(msgspec.Struct, frozen=True, array_like=True):
-    """One stored vector."""
-
-    id: str
-    vector: bytes
-    metadata: bytes
-
-
 class Got(Reply, frozen=True):
     """The vectors that exist among those asked for."""
 
-    found: list[StoredVector]
+    found: list[Stored]
     applied: dict[int, Position]
     failed: Failures
     showing: Showings = {}
@@ -256,37 +244,10 @@ Read: TypeAlias = Search | Get | ListIds | Count
 """What only looks: it may be stopped at any time, when nobody waits for it any more. `source` is the address of the
 client that asks, for which no more than a share of a node works at once."""
 
-LIGHT_QUERIES = 32
-"""A search for more vectors than this takes its time."""
-
 
 def is_read(request: Request[Any]) -> bool:
     """Whether a request only looks."""
     return isinstance(request, Read)
-
-
-def is_slow(request: Request[Any]) -> bool:
-    """Whether a request is slow by nature: it may look at every row, so that each other replica would be as slow."""
-    match request:
-        case Search():
-            return request.filter is not None or request.exact or request.queries > LIGHT_QUERIES
-        case ListIds() | Count():
-            return request.filter is not None
-    return False
-
-
-class ShardReport(msgspec.Struct, frozen=True):
-    """How one shard on this node fares."""
-
-    shard: ShardId
-    epoch: int
-    vectors: int
-    tail: int
-    generations: int
-    indexed: int
-    building: bool
-    disk_bytes: int
-    memory_bytes: int
 
 
 class Report(Reply, frozen=True):

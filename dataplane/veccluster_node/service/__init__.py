@@ -1,0 +1,1 @@
+"""The port between who coordinates a request and who has the shards."""
