@@ -121,8 +121,8 @@ async def test_a_node_opens_no_more_shards_than_fit_however_many_are_to_be_opene
     await host.delete(next(i for i in shards if i not in refused))
     assert host.room() == 1
     await host.open(refused[0], words, ME)
-    assert sorted(i for i, local in host.local().items() if local.is_open) == sorted(host.standings())
-    assert len(host.standings()) == 9
+    assert sorted(i for i, local in host.local().items() if local.is_open) == sorted(dict(host.hosted()))
+    assert len(dict(host.hosted())) == 9
     await host.close()
 
 

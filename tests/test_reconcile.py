@@ -147,7 +147,7 @@ class _Node:
         self.identity: Identity = claim(directory / make, ME.id)
         self.me = self.identity.member(SHARD)
         self.host, self.store = _Host(directory / make), _Store()
-        self.reconciler = Reconciler(self.identity, cast("Store", self.store), self.host)
+        self.reconciler = Reconciler(self.identity, cast("Store", self.store), self.host, self.host, self.host)
 
     def record(self, **changes: object) -> Shard:
         made = {"primary": self.me, "in_sync": (self.me,), "epoch": Epoch(4), "revision": Revision(7)}

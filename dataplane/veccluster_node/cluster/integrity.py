@@ -21,6 +21,7 @@ from veccluster.model.state import Incarnation, Member, NodeId, Seq, ShardId
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.client import Peers
 from veccluster_node.runtime.config import IntegrityConfig
+from veccluster_node.shards.checks import Checks
 from veccluster_node.shards.host import ShardHost
 
 ANSWER_TIMEOUT = 10.0
@@ -42,9 +43,10 @@ class _Suspicion:
 class Integrity:
     """The two loops of one node, and what they found that is not good again yet."""
 
-    def __init__(self, me: NodeId, host: ShardHost, peers: Peers, config: IntegrityConfig) -> None:
+    def __init__(self, me: NodeId, host: ShardHost, checks: Checks, peers: Peers, config: IntegrityConfig) -> None:
         self._me = me
         self._host = host
+        self._checks = checks
         self._peers = peers
         self._config = config
         self._suspicions: dict[ShardId, _Suspicion] = {}
@@ -80,7 +82,7 @@ class Integrity:
     async def _scrub(self, shard: ShardId, *, rows_only: bool) -> bool:
         """Read one replica's files; whether nothing bad was found."""
         rate = self._config.scrub_rate
-        look = partial(self._host.scrub, shard, rate, rows_only=rows_only)
+        look = partial(self._checks.scrub, shard, rate, rows_only=rows_only)
         executor = None if rows_only else self._looking  # one at a time, unless somebody waits for it
         try:
             found = await asyncio.get_running_loop().run_in_executor(executor, look)
@@ -93,7 +95,7 @@ class Integrity:
 
     async def compare(self) -> None:
         """Compare the copies of every shard that this node serves."""
-        served = self._host.serving_as()
+        served = self._checks.served()
         self._forget({shard: c for shard, (c, _) in served.items()})
         asked: dict[NodeId, list[ShardId]] = defaultdict(list)
         for shard, (configuration, _) in served.items():
@@ -119,7 +121,7 @@ class Integrity:
             return []
 
     async def _judge(self, shard: ShardId, configuration: Configuration, others: Mapping[Member, Notes]) -> None:
-        mine = await self._host.digests(shard)
+        mine = await self._checks.digests(shard)
         known = self._suspicions.get(shard)
         judged = integrity.judge(configuration, mine, others, known.scrubbed if known else Scrubbed.not_yet)
         if not judged.differences:

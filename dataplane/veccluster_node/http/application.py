@@ -223,11 +223,11 @@ class _Observed:
 
     def shard_reports(self) -> Iterable[ShardReport]:
         """Every shard that the node serves."""
-        return self._node.host.reports()
+        return self._node.status.reports()
 
     def standings(self) -> Mapping[ShardId, Standing]:
         """Where every open replica stands."""
-        return self._node.host.standings()
+        return self._node.status.standings()
 
     def measures(self) -> Measures:
         """What is counted where it happens."""

@@ -44,7 +44,7 @@ from veccluster_node.metadata.last_seen import LastSeen
 from veccluster_node.metadata.store import Store
 from veccluster_node.node import zone as zones
 from veccluster_node.node.replication import Replication
-from veccluster_node.node.settings import NodeSettings
+from veccluster_node.node.settings import NodeSettings, storage_settings
 from veccluster_node.peer import messages as m
 from veccluster_node.peer.answers import Answer, Answers
 from veccluster_node.peer.client import Peers
@@ -52,10 +52,13 @@ from veccluster_node.peer.proofs import Secret
 from veccluster_node.peer.remote import RemoteShards
 from veccluster_node.runtime.config import NodeConfig
 from veccluster_node.runtime.identity import Identity, WrongDirectory
-from veccluster_node.service.shard_service import ShardService
+from veccluster_node.service.shard_service import Report, ShardService
+from veccluster_node.shards.checks import Checks
 from veccluster_node.shards.host import ShardHost
+from veccluster_node.shards.inbox import Inbox
 from veccluster_node.shards.local import LocalShards, Patience
 from veccluster_node.shards.reconciler import Reconciler
+from veccluster_node.shards.status import Status
 
 HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
@@ -115,7 +118,10 @@ class DataNode:
         self._identity = identity
         self._reconciler: Reconciler | None = None
         self._replication = replication
-        replication.host = host
+        self.inbox = Inbox(host)
+        self.status = Status(host, full_at=storage_settings(config.cluster_spec()).full_at)
+        checks = Checks(host)
+        replication.host, replication.inbox = host, self.inbox
         host.metadata_is_fresh = lambda: not self._metadata_away()
         self._zone = config.zone
         self._lease: Lease | None = None
@@ -131,9 +137,9 @@ class DataNode:
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes, self.secret)
         patience = Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl)
         self._shards = LocalShards(
-            host, patience, metadata_is_fresh=lambda: not self._metadata_away(), opening=self.opening
+            host, patience, metadata_is_fresh=lambda: not self._metadata_away(), report=self._report
         )
-        self._integrity = Integrity(self.id, host, self.peers, config.integrity)
+        self._integrity = Integrity(self.id, host, checks, self.peers, config.integrity)
         self.lost_quorum = LostQuorum(
             identity,
             host,
@@ -157,8 +163,8 @@ class DataNode:
             m.Ping: self._pong,
             m.GetCopy: self.lost_quorum.answer,
             m.GetDecisions: self._decisions,
-            m.GetDigests: host.digests_of,
-            m.BeginAnew: host.begin_anew,
+            m.GetDigests: checks.digests_of,
+            m.BeginAnew: checks.begin_anew,
         }
         self._answers = Answers(self._shards, config.cluster_spec().tuning.limits(), others)
 
@@ -244,6 +250,9 @@ class DataNode:
         """The answer to what another node asks, or this one itself."""
         return await self._answers.to(request)
 
+    def _report(self, collection: str | None) -> Report:
+        return Report(self.status.reports(collection), self.opening())
+
     async def _pong(self, _: m.Ping) -> m.Pong:
         return m.Pong(self.boot)
 
@@ -285,7 +294,7 @@ class DataNode:
         async with self._connected() as client:
             last_seen = LastSeen(Path(self._config.data_dir) / "etcd.json")
             store = Store(client, Keys(self._config.namespace, self._config.cluster), last_seen)
-            self._reconciler = Reconciler(self._identity, store, self.host)
+            self._reconciler = Reconciler(self._identity, store, self.host, self.inbox, self.status)
             self.store = self._replication.store = store
             self._watch = watch = Watch(self.id, store, self.peers, self._times)
             async with asyncio.TaskGroup() as tasks:
@@ -515,12 +524,12 @@ class DataNode:
             disk_total=disk.total,
             memory_used=self.host.memory.held(),
             issues=(*self._reconciler.issues(), *self._integrity.issues(), *self._unsettled_issues()),
-            serving=tuple(map(str, self.host.serving())),
-            read_only=tuple(self.host.read_only()),
+            serving=tuple(map(str, self.status.serving())),
+            read_only=tuple(self.status.read_only()),
             recovering=tuple(map(str, self._reconciler.recovering())),
             room=self.host.room(),
             broken=tuple(map(str, self._reconciler.broken())),
-            cut_off=tuple(map(str, self.host.cut_off())),
+            cut_off=tuple(map(str, self.status.cut_off())),
         )
 
 

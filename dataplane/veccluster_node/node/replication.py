@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from veccluster_node.shards.host import ShardHost
+    from veccluster_node.shards.inbox import Inbox
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Replication:
         self.offers: Offers | None = None
         self.store: Store | None = None
         self.host: ShardHost | None = None
+        self.inbox: Inbox | None = None
         self._loop = loop
         self._reading: set[ShardId] = set()
 
@@ -116,8 +118,8 @@ class Replication:
             if self.store:
                 outcome, now = await self.store.swap_shard(shard, target, expected)
         finally:  # a replica that gets no answer never asks again
-            if self.host:
-                self.host.feed(shard, on.Answered(target, outcome, now))
+            if self.inbox:
+                self.inbox.feed(shard, on.Answered(target, outcome, now))
 
     async def _propose(self, shard: ShardId, decision: Decision, forgotten: Revision) -> None:
         if self.store is None:
@@ -137,8 +139,8 @@ class Replication:
         self._reading.add(shard)
         try:
             now = await self.store.read_shard(shard)
-            if now and self.host:
-                self.host.see(shard, now)
+            if now and self.inbox:
+                self.inbox.see(shard, now)
         except VecClusterError as error:
             log.warning("configuration_not_read", shard=str(shard), reason=error.detail)
         finally:

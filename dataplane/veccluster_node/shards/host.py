@@ -15,40 +15,28 @@ import structlog
 
 from veccluster.decisions import descriptors
 from veccluster.decisions.hosting import Local
-from veccluster.decisions.integrity import Digest
-from veccluster.decisions.replication import events as on
-from veccluster.decisions.replication.atomic_deciding import Known
-from veccluster.decisions.replication.messages import Header, Snapshot
-from veccluster.decisions.replication.values import Configuration, Member
+from veccluster.decisions.replication.values import Member
 from veccluster.errors import (
     InsufficientStorage,
     ShardsUnavailable,
     Unavailable,
 )
-from veccluster.model.state import Collection, ReadOnly, Seq, ShardId
+from veccluster.model.state import Collection, ShardId
 from veccluster_node.engine.stopping import Stop
-from veccluster_node.peer import messages as m
 from veccluster_node.replica.inspection import Inspection
 from veccluster_node.replica.maintenance import Maintenance
 from veccluster_node.replica.pool import LoopPool
 from veccluster_node.replica.ports import Standing, Surroundings
 from veccluster_node.replica.replica import Replica
 from veccluster_node.replica.settings import ReplicaSpec, StorageSettings
-from veccluster_node.runtime.files import disk_usage, make_directory, sync_directory
+from veccluster_node.runtime.files import make_directory, sync_directory
 from veccluster_node.runtime.memory import MemoryGuard
 from veccluster_node.runtime.metrics import Measures
-from veccluster_node.service.shard_service import ShardReport
 from veccluster_node.shards.lanes import Lanes
 from veccluster_node.shards.local import result_of
 
-ROOM_TO_OPEN = 16 << 20
-"""Bytes that must be free on the disk before a replica that failed is opened again."""
-
 LOOK_AT_DISK_EVERY = 2.0
 """Seconds after which it is seen that somebody has taken a directory away, or brought one."""
-
-WAY_ON = "Restore its directory from a backup, or export what it holds and load that into a new collection."
-"""For a shard whose only copy is damaged."""
 
 DOOMED = ".deleted"
 """What the directory of a shard ends in while it is being deleted."""
@@ -99,7 +87,7 @@ class ShardHost:
         self._files = files
         self.metadata_is_fresh: Callable[[], bool] = lambda: True
         """Whether what etcd last said is from a moment ago; the node says how to know."""
-        self._dir = data_dir / "shards"
+        self.root = data_dir / "shards"
         self._settings = settings
         self.lanes = Lanes(threads)
         self._maintenance = Maintenance()
@@ -107,16 +95,14 @@ class ShardHost:
         self._hosted: dict[ShardId, Hosted] = {}
         self._alone: dict[ShardId, asyncio.Lock] = {}
         """Held while a directory is opened, looked into or deleted: by one at a time."""
-        make_directory(self._dir)
-        for half_deleted in self._dir.glob("*" + DOOMED):
+        make_directory(self.root)
+        for half_deleted in self.root.glob("*" + DOOMED):
             shutil.rmtree(half_deleted, ignore_errors=True)
         self._coming = 0
         """How many are being opened."""
         self._on_disk = self._listed()
         self._changes = 0
         """How often this process itself has changed what is there."""
-
-    # What the reconcile sees and does
 
     def local(self) -> Mapping[ShardId, Local]:
         """Every shard that has a directory here, as far as is known: this is asked far too often to look."""
@@ -137,7 +123,7 @@ class ShardHost:
                 self._on_disk = listed
 
     def _listed(self) -> frozenset[ShardId]:
-        with os.scandir(self._dir) as entries:
+        with os.scandir(self.root) as entries:
             found = (ShardId.parse(entry.name) for entry in entries if entry.is_dir())
             return frozenset(shard for shard in found if shard is not None)
 
@@ -152,7 +138,7 @@ class ShardHost:
 
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
-        return (self._dir / str(shard)).absolute()
+        return (self.root / str(shard)).absolute()
 
     def directory_of(self, shard: ShardId, member: Member) -> Path | None:
         """Where the open replica keeps its files that is this member and no other; from any thread."""
@@ -177,7 +163,7 @@ class ShardHost:
         """How far the copy that is here has come, in use or not; None if there is none."""
 
         def look(_: Stop) -> Inspection | None:
-            if not (self._dir / str(shard)).is_dir():
+            if not (self.root / str(shard)).is_dir():
                 return None
             replica = self._opened(shard, collection, member)  # it takes part in nothing before it sees a configuration
             try:
@@ -201,36 +187,10 @@ class ShardHost:
             index=collection.index,
             filterable=collection.filterable,
         )
-        path, around = self._dir / str(shard), self._surroundings
+        path, around = self.root / str(shard), self._surroundings
         return Replica.open(
             path, spec, self._settings, maintenance=self._maintenance, me=member, surroundings=around, pool=self._pool
         )
-
-    def see(self, shard: ShardId, configuration: Configuration) -> None:
-        """Show a replica what its record says; from any thread."""
-        self.feed(shard, on.Seen(configuration))
-
-    def feed(self, shard: ShardId, event: on.Event) -> None:
-        """Tell a replica what happened, if it is open; from any thread."""
-        if hosted := self._hosted.get(shard):
-            hosted.replica.feed(event)
-
-    def deliver(self, shard: ShardId, received: on.Received) -> None:
-        """Give a replica another one's message, if it is open; from any thread."""
-        if isinstance(received.message, Snapshot):
-            self.measures.snapshots.inc()
-        self.feed(shard, received)
-
-    def allows(self, shard: ShardId, header: Header) -> bool:
-        """Whether whoever offers a snapshot is the primary by what the replica knows (16); from any thread."""
-        hosted = self._hosted.get(shard)
-        now = hosted.replica.standing.configuration if hosted else None
-        return now is not None and (now.epoch, now.primary) == (header.epoch, header.sender)
-
-    def tick(self) -> None:
-        """Time for heartbeats; from any thread."""
-        for hosted in list(self._hosted.values()):
-            hosted.replica.feed(on.Tick())
 
     async def shut(self, shard: ShardId) -> None:
         """Close the replica and keep its data."""
@@ -244,63 +204,22 @@ class ShardHost:
             await self._remove(shard)
 
     async def _remove(self, shard: ShardId) -> None:
-        doomed = self._dir / f"{shard}{DOOMED}"
+        doomed = self.root / f"{shard}{DOOMED}"
 
         def remove(_: Stop) -> None:
-            if (path := self._dir / str(shard)).exists():
+            if (path := self.root / str(shard)).exists():
                 path.rename(doomed)
-                sync_directory(self._dir)
+                sync_directory(self.root)
             shutil.rmtree(doomed, ignore_errors=True)
 
         await self.lanes.deleting.run(remove)
         self._note_directory(shard, is_there=False)
         log.info("shard_deleted", shard=str(shard))
 
-    def mendable(self) -> list[ShardId]:
-        """Replicas to be opened again: a snapshot lies ready, or something failed under them that opening may mend.
-
-        None of the latter while the disk is full: they would not open, and as they are they answer reads.
-        """
-        staged = [i for i, h in self._hosted.items() if h.replica.staged]
-        if shutil.disk_usage(self._dir).free < ROOM_TO_OPEN:
-            return staged
-        return staged + [i for i, h in self._hosted.items() if h.replica.failure is not None and i not in staged]
-
-    def broken(self) -> list[ShardId]:
-        """Replicas that cannot do their part now."""
-        return sorted(i for i, h in self._hosted.items() if h.replica.read_only or h.replica.damaged)
-
-    def issues(self) -> list[str]:
-        """What the replicas would have a person know, beside `read_only`."""
-        full = []
-        if disk_usage(self._dir) >= self._settings.full_at:
-            full = [f"its disk is {self._settings.full_at:.0%} full: upserts are refused until there is room again"]
-        return full + [issue for _, h in sorted(self._hosted.items()) for issue in h.replica.issues]
-
-    def read_only(self) -> list[ReadOnly]:
-        """The replicas that take no writes."""
-        return [
-            ReadOnly(shard=str(i), why=why, way_on="" if h.replica.failure else WAY_ON)
-            for i, h in sorted(self._hosted.items())
-            if (why := h.replica.read_only)
-        ]
-
-    def serving(self) -> list[ShardId]:
-        """The shards that this node answers for as primary."""
-        return sorted(i for i, h in self._hosted.items() if h.is_primary)
-
-    def cut_off(self) -> list[ShardId]:
-        """The shards whose writes wait for copies that this node, their primary, does not hear."""
-        return sorted(i for i, h in self._hosted.items() if h.replica.standing.cut_off)
-
     def standing(self, shard: ShardId) -> Standing | None:
         """Where a replica stands; None if it is not open."""
         hosted = self._hosted.get(shard)
         return hosted.replica.standing if hosted else None
-
-    def standings(self) -> dict[ShardId, Standing]:
-        """Where every open replica stands."""
-        return {i: h.replica.standing for i, h in sorted(self._hosted.items())}
 
     async def close(self) -> None:
         """Close every replica; what was acknowledged is on disk already."""
@@ -310,57 +229,13 @@ class ShardHost:
         await asyncio.to_thread(self._maintenance.close)
         await asyncio.to_thread(self._pool.close)
 
-    def reports(self, collection: str | None = None) -> list[ShardReport]:
-        """How each served shard fares; `collection` (uuid) narrows it."""
-        served = ((i, h) for i, h in sorted(self._hosted.items()) if h.is_primary)
-        return [_report(i, h) for i, h in served if collection in (None, i.collection)]
+    def get(self, shard: ShardId) -> Hosted | None:
+        """The open replica, if it is open; from any thread."""
+        return self._hosted.get(shard)
 
-    def know(self, shard: ShardId, known: Known) -> None:
-        """Show a replica what etcd says of batches over several shards."""
-        if hosted := self._hosted.get(shard):
-            hosted.replica.know(known)
-
-    async def digests_of(self, request: m.GetDigests) -> m.Digests:
-        """Those of the replicas that are in sync here."""
-        here = [(i, h.replica) for i in request.shards if (h := self._hosted.get(i)) and h.replica.standing.in_sync]
-        waiting = [result_of(replica.digests()) for _, replica in here]
-        told = await asyncio.gather(*waiting, return_exceptions=True)
-        found = [
-            m.ShardDigests(i, replica.standing.me.incarnation, {int(s): d for s, d in notes.items()})
-            for (i, replica), notes in zip(here, told, strict=True)
-            if not isinstance(notes, BaseException)
-        ]
-        return m.Digests(found)
-
-    async def begin_anew(self, request: m.BeginAnew) -> m.Known:
-        """Another node has found that the rows of a replica here are wrong."""
-        hosted = self._hosted.get(request.shard)
-        if hosted is None or hosted.replica.standing.me.incarnation != request.incarnation:
-            return m.Known(known=False)
-        hosted.replica.condemn(request.why)
-        return m.Known(known=True)
-
-    # Integrity
-
-    def serving_as(self) -> dict[ShardId, tuple[Configuration, Member]]:
-        """The shards that this node serves, by the configurations in which it does."""
-        standings = self.standings().items()
-        return {i: (s.configuration, s.me) for i, s in standings if s.serving is not None and s.configuration}
-
-    async def digests(self, shard: ShardId) -> dict[Seq, Digest]:
-        """What a replica's rows are by their digests."""
-        return await result_of(self.here(shard).digests())
-
-    def scrub(self, shard: ShardId, rate: float, *, rows_only: bool) -> dict[str, str]:
-        """Read what a replica has on the disk (`Replica.scrub`), and count and report what is found; blocks."""
-        hosted = self._hosted.get(shard)
-        if hosted is None:
-            return {}
-        found = hosted.replica.scrub(rate, rows_only=rows_only, read=self.measures.scrubbed.inc)
-        for what, why in found.items():
-            log.error("damage_found", shard=str(shard), what=what, detail=why)
-            self.measures.found.labels(what).inc()
-        return found
+    def hosted(self) -> list[tuple[ShardId, Hosted]]:
+        """Every open replica, in order; from any thread."""
+        return sorted(self._hosted.items())
 
     def here(self, shard: ShardId) -> Replica:
         """The open replica; `ShardsUnavailable` if there is none here."""
@@ -368,18 +243,3 @@ class ShardHost:
         if hosted is None:
             raise ShardsUnavailable(f"this node has no replica of shard {shard} open", missing_shards=[shard.number])
         return hosted.replica
-
-
-def _report(shard: ShardId, hosted: Hosted) -> ShardReport:
-    stats = hosted.replica.stats()
-    return ShardReport(
-        shard=shard,
-        epoch=hosted.replica.standing.serving or 0,
-        vectors=stats.live,
-        tail=stats.tail,
-        generations=stats.generations,
-        indexed=max(0, stats.live - stats.tail),
-        building=stats.building,
-        disk_bytes=stats.disk_bytes,
-        memory_bytes=stats.memory_bytes,
-    )

@@ -67,9 +67,6 @@ class Replicas(Protocol):
     def here(self, shard: ShardId) -> Replica:
         """The replica; `ShardsUnavailable` if it is not open here."""
 
-    def reports(self, collection: str | None) -> list[s.ShardReport]:
-        """How each served shard fares."""
-
 
 class LocalShards:
     """Implements `ShardService`."""
@@ -79,16 +76,14 @@ class LocalShards:
         replicas: Replicas,
         patience: Patience,
         *,
-        metadata_is_fresh: Callable[[], bool] = lambda: True,
-        opening: Callable[[], Sequence[str]] = tuple,
+        metadata_is_fresh: Callable[[], bool],
+        report: Callable[[str | None], s.Report],
     ) -> None:
-        """`metadata_is_fresh`: whether what etcd last said is from a moment ago; `opening` are the shards that are not
-        served yet, as collection/number.
-        """
+        """`metadata_is_fresh`: whether what etcd last said is from a moment ago; `report` how the shards fare."""
         self._replicas = replicas
         self._patience = patience
         self._metadata_is_fresh = metadata_is_fresh
-        self._opening = opening
+        self._report = report
 
     # Reads
 
@@ -142,7 +137,7 @@ class LocalShards:
 
     async def report(self, request: s.GetReport) -> s.Report:
         """How the shards fare, and which are about to be served."""
-        return s.Report(self._replicas.reports(request.collection), self._opening())
+        return self._report(request.collection)
 
     async def _read(
         self, request: s.ShardsRequest[Any], read: Read[T]

@@ -45,11 +45,28 @@ class Host(Protocol):
     def directory(self, shard: ShardId) -> Path:
         """Where the data of a shard is, or would be."""
 
+    async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
+        """Open the replica as that member, or make it."""
+
+    async def shut(self, shard: ShardId) -> None:
+        """Close the replica, if it is open, and keep its data."""
+
+    async def delete(self, shard: ShardId) -> None:
+        """Close the replica and delete its data."""
+
+
+class Inbox(Protocol):
+    """What reaches the replicas (inbox.py)."""
+
     def see(self, shard: ShardId, configuration: Configuration) -> None:
         """Show an open replica what the record says of its shard."""
 
     def know(self, shard: ShardId, known: Known) -> None:
         """Show an open replica what etcd says of batches over several shards."""
+
+
+class Status(Protocol):
+    """How the replicas fare (status.py)."""
 
     def mendable(self) -> list[ShardId]:
         """Replicas to shut so that they are opened again."""
@@ -63,23 +80,16 @@ class Host(Protocol):
     def issues(self) -> list[str]:
         """What the replicas would have a person know."""
 
-    async def open(self, shard: ShardId, collection: Collection, member: Member) -> None:
-        """Open the replica as that member, or make it."""
-
-    async def shut(self, shard: ShardId) -> None:
-        """Close the replica, if it is open, and keep its data."""
-
-    async def delete(self, shard: ShardId) -> None:
-        """Close the replica and delete its data."""
-
 
 class Reconciler:
     """The shards of one node, kept as the cluster's state asks."""
 
-    def __init__(self, identity: Identity, store: Store, host: Host) -> None:
+    def __init__(self, identity: Identity, store: Store, host: Host, inbox: Inbox, status: Status) -> None:
         self._identity = identity
         self._store = store
         self._host = host
+        self._inbox = inbox
+        self._status = status
         self._busy: dict[ShardId, asyncio.Task[None]] = {}
         self._failures: dict[ShardId, tuple[int, float, str]] = {}
         """Tries, when to try again, and what went wrong."""
@@ -104,7 +114,7 @@ class Reconciler:
 
     def round(self) -> None:
         """Look at what has changed, and at what is not at rest, and start what is to be done."""
-        mendable = self._host.mendable()
+        mendable = self._status.mendable()
         for shard in mendable:
             self._start(shard, self._host.shut(shard))
         state, changes = self._reader.take()
@@ -114,7 +124,7 @@ class Reconciler:
             news = (configuration.epoch, configuration.revision)  # revisions alone may go back (decisions/restored.py)
             if shard not in self._busy and news > self._told.get(shard, (0, 0)):
                 self._told[shard] = news
-                self._host.see(shard, configuration)
+                self._inbox.see(shard, configuration)
         self._tell_of_batches()
         actions = list(hosting.decide(disk, state, local, only))
         self._restless = {s for s in only if not hosting.is_at_rest(disk, state, local, s)}
@@ -148,7 +158,7 @@ class Reconciler:
             known = self._store.batches(shard.collection)
             if local.is_open and shard not in self._busy and known is not self._known.get(shard):
                 self._known[shard] = known
-                self._host.know(shard, known)
+                self._inbox.know(shard, known)
 
     @property
     def settled(self) -> bool:
@@ -181,12 +191,12 @@ class Reconciler:
                 "in sync"
                 for s in self._idle(hosting.spares(disk, state, local))
             ),
-            *self._host.issues(),
+            *self._status.issues(),
         ]
 
     def recovering(self) -> list[ShardId]:
         """Shards that are being opened, or are about to be served."""
-        local, serving, broken = self._local(), set(self._host.serving()), set(self.broken())
+        local, serving, broken = self._local(), set(self._status.serving()), set(self.broken())
         disk = self._identity.disk
         found = []
         for record in hosting.assigned(disk, self._store.state):
@@ -199,7 +209,7 @@ class Reconciler:
     def broken(self) -> list[ShardId]:
         """Shards that this node should hold, and cannot."""
         disk, state, local = self._identity.disk, self._store.state, self._local()
-        failed = {*self._failures, *hosting.lost(disk, state, local), *self._host.broken()}
+        failed = {*self._failures, *hosting.lost(disk, state, local), *self._status.broken()}
         return [
             record.id
             for record in hosting.assigned(disk, state)
