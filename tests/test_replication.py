@@ -92,6 +92,29 @@ def test_a_write_is_acknowledged_when_every_member_has_it_and_not_before() -> No
     assert of(do.Acknowledge, accept(replica, THIRD, 1)) == [do.Acknowledge("a", Position(Epoch(2), Seq(1)))]
 
 
+def test_a_primary_is_complete_when_everybody_has_everything_and_nothing_is_asked() -> None:
+    replica = primary_of(0, 1, 2)
+    primary = replica.primary
+    assert primary is not None
+    assert not primary.is_complete, "nobody has said anything yet"
+    for who in (OTHER, THIRD):
+        accept(replica, who, 0)
+    assert primary.is_complete
+    replica.handle(write())
+    replica.handle(on.Synced(2))
+    accept(replica, OTHER, 1)
+    assert not primary.is_complete
+    accept(replica, THIRD, 1)
+    assert primary.is_complete
+    replica.handle(on.Read("r", ReadConsistency.strong))
+    assert not primary.is_complete, "somebody waits for a confirmation"
+    for who in (OTHER, THIRD):
+        accept(replica, who, 1, confirm=1)
+    assert primary.is_complete
+    replica.handle(on.Tick(frozenset({THIRD})))
+    assert not primary.is_complete, "a change of the record is on its way"
+
+
 def test_a_write_that_asks_for_more_copies_than_there_are_stores_nothing() -> None:
     replica = primary_of(0, 1, replicas=3)
     refused = replica.handle(write(level=WriteConsistency.all))
@@ -267,6 +290,21 @@ def test_a_late_message_of_an_epoch_cuts_nothing_that_the_epoch_wrote() -> None:
     theirs = Lineage((ONE, Run(Epoch(2), Seq(4))))
     hear(replica, Replicate(header(2, theirs), records(2, 4, 6)))
     assert of(do.Truncate, hear(replica, Replicate(header(2, theirs)))) == []
+
+
+def test_a_follower_is_complete_when_it_has_applied_all_that_its_primary_by_etcd_has() -> None:
+    replica = follower(last=0)
+    assert replica.complete() is None
+    lineage = Lineage((Run(Epoch(2), Seq(1)),))
+    hear(replica, Replicate(header(2, lineage), records(2, 1, 3)))
+    replica.handle(on.Synced(1))
+    assert replica.complete() is None, "it has not heard that it is committed"
+    hear(replica, Replicate(header(2, lineage, commit=3)))
+    assert replica.complete() == OTHER
+    now = replica.configuration
+    assert now is not None
+    replica.handle(on.Seen(replace(now, epoch=Epoch(3), primary=THIRD, revision=Revision(9))))
+    assert replica.complete() is None, "another one is primary"
 
 
 def test_a_follower_takes_nothing_of_an_epoch_that_is_over() -> None:

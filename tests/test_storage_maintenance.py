@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.storage import GRAPHS, opened, upsert, write
+from support.storage import opened, upsert, write
 from veccluster_node.replica.maintenance import Maintenance, Upkeep
 
 PATIENCE = 30
@@ -41,9 +41,8 @@ def test_a_replica_more_is_no_thread_more(tmp_path) -> None:
         replicas.enter_context(opened(tmp_path / "first"))
         before = threading.active_count()
         for number in range(10):
-            replica = replicas.enter_context(opened(tmp_path / str(number), settings=GRAPHS))
+            replica = replicas.enter_context(opened(tmp_path / str(number)))
             write(replica, [upsert("a", [1] * 8)])
-            assert replica.build(PATIENCE)
         assert threading.active_count() == before
 
 

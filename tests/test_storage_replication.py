@@ -1,5 +1,6 @@
 """Replicas with real disks keep what was acknowledged, whoever of them goes away."""
 
+import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from concurrent.futures import wait as wait_for
@@ -51,6 +52,45 @@ def test_what_is_acknowledged_is_on_every_replica_and_soon_seen_on_each(tmp_path
         for replica in shard.replicas.values():
             replica.may_read(ReadConsistency.session, Seq(last), 30).result(30)
             assert ids(replica) == names
+
+
+def all_rest(shard: Shard) -> bool:
+    return all(replica.rests for replica in list(shard.replicas.values()))
+
+
+def test_a_shard_comes_to_rest_and_a_write_or_a_strong_read_wakes_it(tmp_path):
+    with replicated(tmp_path) as shard:
+        stored(shard.primary, "a")
+        shard.wait(lambda: all_rest(shard))
+        stored(shard.primary, "b")
+        everyone_shows(shard, ["a", "b"])
+        shard.wait(lambda: all_rest(shard))
+        strong(shard.primary)
+        shard.wait(lambda: all_rest(shard))
+
+
+def test_who_falls_silent_while_the_shard_rests_is_let_go_and_who_comes_back_is_told_what_it_lacks(tmp_path):
+    with replicated(tmp_path) as shard:
+        stored(shard.primary, "a")
+        shard.wait(lambda: all_rest(shard))
+        shard.stop(N2)
+        shard.wait(lambda: shard.members[N2] not in shard.key.in_sync)
+        stored(shard.primary, "b")
+        shard.open(N2)
+        shard.wait(lambda: shard.members[N2] in shard.key.in_sync)
+        everyone_shows(shard, ["a", "b"])
+        shard.wait(lambda: all_rest(shard))
+
+
+def test_nobody_is_let_go_for_having_rested(tmp_path):
+    with replicated(tmp_path) as shard:
+        stored(shard.primary, "a")
+        shard.wait(lambda: all_rest(shard))
+        since, before = time.monotonic(), shard.key
+        shard.wait(lambda: time.monotonic() > since + 2 * shard.settings.silence)
+        stored(shard.primary, "b", WriteConsistency.all)
+        shard.wait(lambda: all_rest(shard))
+        assert shard.key.revision == before.revision
 
 
 def test_a_follower_takes_no_writes_and_no_strong_reads(tmp_path):

@@ -21,6 +21,7 @@ import structlog
 from veccluster.decisions import descriptors as shares
 from veccluster.errors import InvalidSpec, VecClusterError
 from veccluster.model.spec import VecClusterSpec
+from veccluster.model.state import NodeId
 from veccluster_node.engine.idle import IDLE
 from veccluster_node.http import application
 from veccluster_node.node.data_node import DataNode
@@ -102,7 +103,7 @@ async def _serve(
     IDLE.most = shares.readers(files)
     memory = MemoryGuard(settings.max_memory)
     threads = os.cpu_count() or 1
-    replication = Replication(asyncio.get_running_loop())
+    replication = Replication(NodeId(config.id), asyncio.get_running_loop(), storage_settings(spec).silence)
     host = ShardHost(
         Path(config.data_dir),
         storage_settings(spec),
@@ -118,7 +119,7 @@ async def _serve(
     most = shares.connections(files, settings.max_connections)
     entrance = application.Entrance.of(spec, connections=most, memory=memory.limit, hosts=config.known_hosts())
     clients = await application.start(node, spec, limits, entrance, shutdown_timeout=SHUTDOWN_TIMEOUT)
-    peers = _peers(peer_socket, node, config, spec, memory)
+    peers = _peers(peer_socket, node, replication, config, spec, memory)
     await peers.start()
     replication.links, replication.offers = peers.links, peers.transfers
     await clients.listen(client_socket)
@@ -145,7 +146,12 @@ async def _serve(
 
 
 def _peers(
-    listener: socket.socket, node: DataNode, config: NodeConfig, spec: VecClusterSpec, memory: MemoryGuard
+    listener: socket.socket,
+    node: DataNode,
+    replication: Replication,
+    config: NodeConfig,
+    spec: VecClusterSpec,
+    memory: MemoryGuard,
 ) -> PeerThread:
     return PeerThread(
         listener,
@@ -156,7 +162,8 @@ def _peers(
         answer=node.answer,
         deliver=node.inbox.deliver,
         allows=node.inbox.allows,
-        tick=node.inbox.tick,
+        tick=replication.tick,
+        hear=replication.beats.received,
         directory=node.host.directory_of,
         outgoing=Path(config.data_dir) / "outgoing",
         heartbeat=spec.failover.heartbeat,

@@ -15,6 +15,7 @@ All acknowledged operations are known here, and the order in which operations we
     unwritten   no read shows what was not committed
     believed    nobody promises itself to an epoch that etcd never had, and none is left out there
     returned    nothing deleted or replaced is there at the end
+    restless    when there is nothing to do, nobody does anything
     left        when all faults are over, everybody has an answer
     stuck       when all faults are over, writes succeed, as many replicas as asked for are in sync, and they are equal
 """
@@ -255,6 +256,11 @@ class Checks:
             ]
             if self._version(read, versions) < max(seen, default=0):
                 self.fail(f"{read} shows less than its session has seen")
+
+    def restless(self) -> list[NodeId]:
+        """Who holds a copy and does something, unless somebody has yet to learn."""
+        now = self.etcd.key
+        return [m.node for m in sorted(now.in_sync) if not now.learners and not self.nodes[m.node].loop.rests]
 
     def settled(self) -> None:
         """The shard is as it was asked for, and every copy in sync is what the log says."""

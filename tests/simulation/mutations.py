@@ -13,7 +13,8 @@ from veccluster.decisions.replication.messages import Accepted, FromPrimary, Hea
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Configuration, Member, Record
-from veccluster.model.state import Epoch, NodeId, Seq, WriteConsistency
+from veccluster.model.state import Epoch, NodeId, Seq, ShardId, WriteConsistency
+from veccluster_node.replica.beats import Differing, NodeBeats
 from veccluster_node.replica.liveness import Liveness
 from veccluster_node.replica.loop import ReplicaLoop
 from veccluster_node.replica.mailbox import Mailbox
@@ -43,6 +44,9 @@ LATE_ETCD: Weather = {"etcd_lateness": 0.6, "isolations": 5, "faults_every": 0.1
 """etcd carries changes out long after their time is over."""
 
 
+REST: Weather = {"clients": 1, "haste": 3.0, "writes": 0.9, "replicas": 3, "nodes": 3, "forgeries": 0.001}
+"""There is little to do, so that a shard comes to rest in the middle of faults."""
+
 _PARTS: dict[str, type] = {
     "ready_type": Ready,
     "writes_type": Writes,
@@ -62,6 +66,9 @@ def removes(rule: str, instead: str, **weather: object) -> Callable[[type], type
         if part := next((name for name, kind in _PARTS.items() if issubclass(changed, kind)), None):
             loop = type(changed.__name__, (ReplicaLoop,), {part: changed})
             MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(loop=loop, weather=weather))
+            return changed
+        if issubclass(changed, NodeBeats):
+            MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(beats=changed, weather=weather))
             return changed
         if issubclass(changed, ReplicaLoop):
             MUTATIONS[changed.__name__] = Mutation(rule, instead, Rules(loop=changed, weather=weather))
@@ -351,6 +358,8 @@ HIDDEN: dict[str, str] = {
     "least what was ever acknowledged, so that the commit point is there too; the rule spares that argument",
     "ServeBeforeStored": "a loop syncs all that it has written at once, so that the sync which makes its first "
     "acknowledged write durable makes the epoch durable, too",
+    "RestsInFlight": "whoever lacks an operation lacks the token, too, so that a primary which rests early is woken by "
+    "the next heartbeat; the rule spares that, and what is asked of etcd is asked for again only by ticks",
     "DeposedLeader": "its changes compare the shard's revision as well, so that without a term it can only do what it "
     "could have done in time; the rule is for changes that are no function of a single key",
 }
@@ -503,3 +512,46 @@ class HearsEverybody(Liveness):
 class NoRefusals(Writes):
     def refuse(self, op_id: str, why: object) -> None:
         pass
+
+
+# -- rest: node heartbeats stand for those of shards
+
+
+@removes("rest", "a follower that is not as its primary takes it for wakes nobody", **REST)
+class DifferenceWakesNobody(NodeBeats):
+    def _answered(self, node: NodeId, beat: Differing) -> set[ShardId]:
+        super()._answered(node, beat)
+        return set()
+
+
+@removes("rest", "a node that is silent wakes nobody", **REST)
+class SilenceWakesNobody(NodeBeats):
+    def _of_silent(self, has_ended: Callable[[NodeId], bool]) -> set[ShardId]:
+        super()._of_silent(has_ended)
+        return set()
+
+
+@removes("rest", "who rests does not count as heard", **REST, min_in_sync=1)
+class HeardByNobody(NodeBeats):
+    def resume(self, shard: ShardId) -> dict[NodeId, float]:
+        super().resume(shard)
+        return {}
+
+
+@removes("rest", "a primary rests while something is on its way", **REST)
+class RestsInFlight(Primary):
+    @property
+    def is_complete(self) -> bool:
+        return True
+
+
+@removes("rest", "what happens wakes nobody who rests", **REST)
+class SleepsOn(ReplicaLoop):
+    def _wake(self) -> None:
+        pass
+
+
+@removes("rest", "a primary never rests", **REST)
+class NeverRests(ReplicaLoop):
+    def _comes_to_rest(self) -> bool:
+        return False

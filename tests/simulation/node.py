@@ -17,6 +17,7 @@ from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import NO_EPOCH, Configuration, Incarnation, Member, Position
 from veccluster.errors import OutcomeUnknown, Unavailable
 from veccluster.model.state import Epoch, NodeId, ReadConsistency, Revision, Seq, ShardId, WriteConsistency
+from veccluster_node.replica.beats import NodeBeat, NodeBeats
 from veccluster_node.replica.health import ReplicaHealth
 from veccluster_node.replica.loop import ReplicaLoop
 from veccluster_node.replica.ports import Ports, Reading
@@ -30,7 +31,8 @@ SILENT_AFTER = 0.35
 REOPEN_AFTER = 0.3
 PATIENCE = 0.5
 """Seconds that a primary waits for a decision."""
-SETTINGS = StorageSettings(silence=SILENT_AFTER, decision_patience=PATIENCE, queue_bytes=2_000)
+REST_AFTER = 0.1
+SETTINGS = StorageSettings(silence=SILENT_AFTER, decision_patience=PATIENCE, queue_bytes=2_000, rest_after=REST_AFTER)
 READ_PATIENCE = 0.1
 """Seconds that a read waits for what it must show."""
 LATE = 1.0
@@ -48,6 +50,7 @@ class Kinds:
 
     rules: type[Replica] = Replica
     loop: type[ReplicaLoop] = ReplicaLoop
+    beats: type[NodeBeats] = NodeBeats
 
 
 @dataclass
@@ -136,11 +139,13 @@ class Node:
             lambda epoch: self.checks.promised(self, epoch),
         )
         rules = self.kinds.rules(self.member, image.found(self.applied))
+        self.beats = self.kinds.beats(self._send_beat, lambda _: self.loop.feed(on.Tick()), self.now, SILENT_AFTER)
+        self._unanswered: set[Future[Written]] = set()
         self.loop = _watched(self.kinds.loop, self)(
             self.shard,
             rules,
             ReplicaHealth(),
-            Ports(self.log, self.rows, self, self, self),
+            Ports(self.log, self.rows, self, self, self, self.beats),
             SETTINGS,
             schedule=lambda _: self._schedule(),
         )
@@ -195,6 +200,8 @@ class Node:
             self.checks.fail(f"{self.id} met with something unforeseen: {failure.detail}")
         elif not self.loop.mailbox.is_empty:
             self.checks.fail(f"{self.id} rests although something waits")
+        elif self.loop.rests and self._unanswered:
+            self.checks.fail(f"{self.id} rests although {len(self._unanswered)} writes have no answer")
         if self.loop.health.failure or self.loop.health.staged or self.loop.health.divergent:
             self._reopen()
 
@@ -209,7 +216,9 @@ class Node:
     # -- the node around it
 
     def _tick(self) -> None:
-        self.loop.feed(on.Tick())
+        if not self.loop.rests:
+            self.loop.feed(on.Tick())
+        self.beats.tick(self.peers.keys() - {self.id}, self._node_has_ended)
         if self.world.chance(0.2):
             self.read_configuration(self.shard)
         if self.world.chance(self.world.weather.trims):
@@ -273,12 +282,24 @@ class Node:
         target = self.peers[to.node]
         self.world.send(self.id, to.node, lambda: target.feed(on.Received(message, self.id)) if target.up else None)
 
+    def _send_beat(self, node: NodeId, beat: NodeBeat) -> None:
+        target = self.peers[node]
+
+        def deliver() -> None:
+            if target.up:
+                target.guarded(0, lambda: target.beats.received(self.id, beat))
+
+        self.world.send(self.id, node, deliver)
+
     def takes_records(self, shard: ShardId, to: Member) -> bool:
         return True
 
     def has_ended(self, to: Member) -> bool:
         """Whether it has been down for a while, where machines that are down say so."""
-        target = self.peers[to.node]
+        return self._node_has_ended(to.node)
+
+    def _node_has_ended(self, node: NodeId) -> bool:
+        target = self.peers[node]
         is_down = not target.up and self.world.now > target.down_since + SILENT_AFTER / 5
         return self.world.weather.tells_ends and is_down
 
@@ -313,8 +334,13 @@ class Node:
             self.guarded(self.world.rng.uniform(0.001, 0.03), lambda: self.loop.feed(on.Seen(now)))
 
     def _seen(self, now: object | None) -> None:
-        if isinstance(now, Configuration):
+        if isinstance(now, Configuration) and not (self.loop.rests and self._knows(now)):
             self.feed(on.Seen(now))
+
+    def _knows(self, now: Configuration) -> bool:
+        """A node tells a replica only what is new."""
+        known = self.replica.configuration
+        return known is not None and (known.epoch, known.revision) == (now.epoch, now.revision)
 
     # -- clients
 
@@ -323,6 +349,9 @@ class Node:
 
     def order(self, op_id: str, ops: list[Op] | DeleteWhere, level: WriteConsistency, answer: WriteAnswer) -> None:
         write = Write(ops, op_id, self.time_ns(), level, 1)
+        unanswered = self._unanswered
+        unanswered.add(write.future)
+        write.future.add_done_callback(unanswered.discard)
         write.future.add_done_callback(lambda f: self._written(f, answer))
         self.put(write)
 

@@ -8,19 +8,23 @@ from simulation.clients import Client
 from simulation.etcd import Etcd
 from simulation.faults import Faults
 from simulation.leader import Leader, initial
-from simulation.node import Kinds, Node
+from simulation.node import REST_AFTER, SILENT_AFTER, Kinds, Node
 from simulation.stranger import Stranger
 from simulation.world import World
+from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.replica import Replica
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import NodeId
+from veccluster_node.replica.beats import NodeBeats
 from veccluster_node.replica.loop import ReplicaLoop
 
 STORM = 6.0
 CALM = 3.0
 QUIET = 1.0
 """Seconds of faults; of clients without faults; and of nothing, for everyone to catch up."""
+NOTICE = 2.5
+"""Seconds within which it is noticed that a node has ended."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Rules:
 
     replica: type[Replica] = Replica
     loop: type[ReplicaLoop] = ReplicaLoop
+    beats: type[NodeBeats] = NodeBeats
     decide: Callable[..., Iterable[failover.Action]] = failover.decide
     keeps_incarnation: bool = False
     """Whether a disk that lost its contents goes by its old name."""
@@ -62,7 +67,7 @@ class Simulation:
         self.etcd = Etcd(world, None)  # type: ignore[arg-type] # it takes nodes to make the key
         self.checks = Checks(world, self.etcd)
         self.nodes: dict[NodeId, Node] = self.checks.nodes
-        kinds = Kinds(_with_window(rules.replica, world.weather.window), rules.loop)
+        kinds = Kinds(_with_window(rules.replica, world.weather.window), rules.loop, rules.beats)
         for number in range(world.weather.nodes):
             name = NodeId(f"n{number}")
             self.nodes[name] = Node(world, self.etcd, self.checks, name, kinds, self.nodes, rules.keeps_incarnation)
@@ -114,6 +119,40 @@ class Simulation:
         self.run_until(now + CALM + QUIET)
         self.checks.finish()
         self.checks.settled()
+        if not self.checks.doomed:
+            self._disturb_rest()
+
+    def _disturb_rest(self) -> None:
+        """By now everybody rests, and still it is noticed when a node ends, or comes back with less than it had."""
+        self._until_all_rest()
+        self._wake_for_nothing()
+        node = self.world.rng.choice([self.nodes[m.node] for m in sorted(self.key.in_sync)])
+        comes_back = self.world.chance(0.5) or len(self.key.in_sync) <= self.key.min_in_sync
+        node.crash()
+        if comes_back:
+            self.world.after(self.world.rng.uniform(0.01, SILENT_AFTER), lambda: self.start(node))
+        self.run_until(self.world.now + NOTICE)
+        if comes_back:
+            self._until_all_rest()
+            self.checks.settled()
+        elif node.member in self.key.in_sync:
+            self.checks.fail(f"stuck: {node.id} has ended and is still taken for in sync: {self.key}")
+
+    def _wake_for_nothing(self) -> None:
+        """Who has rested for long enough to be taken for silent has been heard all the same."""
+        self.run_until(self.world.now + 2 * SILENT_AFTER)
+        before = self.key
+        self.nodes[before.primary.node].loop.feed(on.Tick())
+        self.run_until(self.world.now + SILENT_AFTER)
+        if not before.learners and self.key.revision != before.revision:
+            self.checks.fail(f"restless: {before} became {self.key} although everybody was there all the time")
+
+    def _until_all_rest(self) -> None:
+        until = self.world.now + QUIET
+        while (restless := self.checks.restless()) and self.world.now < until:
+            self.run_until(self.world.now + REST_AFTER)
+        if restless:
+            self.checks.fail(f"restless: {restless} do not rest although there is nothing to do")
 
 
 def simulate(seed: int, rules: Rules | None = None, *, trace: bool = False) -> Result:

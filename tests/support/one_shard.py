@@ -1,6 +1,7 @@
 """Several real replicas of one shard in one process: real disks and threads; network and etcd obey the test."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from veccluster.decisions.replication.messages import Header, Message, Snapshot
 from veccluster.decisions.replication.values import Configuration
 from veccluster.model.state import Epoch, Incarnation, Member, NodeId, Revision, ShardId
 from veccluster_node.replica import snapshots
+from veccluster_node.replica.beats import NodeBeat, NodeBeats
 from veccluster_node.replica.ports import Standing
 from veccluster_node.replica.replica import Replica
 from veccluster_node.replica.settings import StorageSettings
@@ -31,12 +33,14 @@ class Shard:
     def __init__(self, root: Path, count: int, *, min_in_sync: int, settings: StorageSettings) -> None:
         members = [member(i) for i in range(count)]
         self.root = root
-        self.settings = replace(settings, silence=6 * TICK)
+        self.settings = replace(settings, silence=6 * TICK, rest_after=4 * TICK)
         self.key = Configuration(
             Epoch(0), members[0], frozenset(members), min_in_sync=min_in_sync, replicas=count, revision=Revision(1)
         )
         self.members = {m.node: m for m in members}
         self.replicas: dict[NodeId, Replica] = {}
+        self.beats = {node: self._beats_of(node) for node in self.members}
+        """The heartbeats of nodes, which outlive the replicas here."""
         self.cuts: set[tuple[NodeId, NodeId]] = set()
         self.etcd_away: set[NodeId] = set()
         self.ended: set[NodeId] = set()
@@ -178,15 +182,30 @@ class Shard:
 
     def _tick(self) -> None:
         while not self._stopped.wait(TICK):
-            for replica in list(self.replicas.values()):
-                replica.feed(on.Tick())
+            for node, replica in list(self.replicas.items()):
+                if not replica.rests:
+                    replica.feed(on.Tick())
+                self.beats[node].tick(self.members.keys() - {node}, self.ended.__contains__)
             self.changed()
+
+    def tell(self, sender: NodeId, to: NodeId, beat: NodeBeat) -> None:
+        """Carry a node's heartbeat over, if both are there."""
+        if sender in self.replicas and to in self.replicas and (sender, to) not in self.cuts:
+            self.beats[to].received(sender, beat)
+
+    def _beats_of(self, node: NodeId) -> NodeBeats:
+        def wake(shard: ShardId) -> None:
+            if replica := self.replicas.get(node):
+                replica.feed(on.Tick())
+
+        return NodeBeats(lambda to, beat: self.tell(node, to, beat), wake, time.monotonic, self.settings.silence)
 
 
 class Around:
     """The surroundings of one of them."""
 
     def __init__(self, shard: Shard, node: NodeId) -> None:
+        self.beats = shard.beats[node]
         self._shard = shard
         self._node = node
 

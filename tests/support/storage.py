@@ -62,6 +62,8 @@ ME = Member(NodeId("n0"), Incarnation("disk"))
 class Alone:
     """The surroundings of the only replica of a shard: etcd agrees at once, and nobody else is there."""
 
+    beats = None
+
     def __init__(self) -> None:
         self.now = Configuration(Epoch(0), ME, frozenset({ME}), revision=Revision(1))
         self.replica: Replica | None = None

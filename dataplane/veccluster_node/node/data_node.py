@@ -137,7 +137,11 @@ class DataNode:
         self.peers = Peers(self.id, self.answer, lambda: self.state.nodes, self.secret)
         patience = Patience(write=settings.write_timeout, read=settings.query_timeout, fresh=settings.lease_ttl)
         self._shards = LocalShards(
-            host, patience, metadata_is_fresh=lambda: not self._metadata_away(), report=self._report
+            host,
+            patience,
+            metadata_is_fresh=lambda: not self._metadata_away(),
+            report=self._report,
+            primary_heard=replication.beats.primary_heard,
         )
         self._integrity = Integrity(self.id, host, checks, self.peers, config.integrity)
         self.lost_quorum = LostQuorum(

@@ -5,6 +5,7 @@ asked, if it is still open.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from veccluster.decisions.replication.values import Configuration, Member
 from veccluster.errors import VecClusterError
 from veccluster.model.state import NodeId, Revision, ShardId
 from veccluster_node.metadata.store import Store
+from veccluster_node.replica.beats import NodeBeat, NodeBeats
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 class Sender(Protocol):
     """The links to the other nodes."""
+
+    def send_beat(self, node: NodeId, beat: NodeBeat) -> None:
+        """Send the node's own heartbeat, or an answer to one; it may be lost."""
 
     def send(self, node: NodeId, shard: ShardId, message: Message) -> None:
         """Send a message; it may be lost."""
@@ -56,14 +61,38 @@ class Offers(Protocol):
 class Replication:
     """The surroundings of every replica of this node; the rest of the node is attached when it is there."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, me: NodeId, loop: asyncio.AbstractEventLoop, silence: float) -> None:
+        """A node is silent that has not answered for `silence` seconds."""
         self.links: Sender | None = None
         self.offers: Offers | None = None
         self.store: Store | None = None
         self.host: ShardHost | None = None
         self.inbox: Inbox | None = None
+        self._me = me
         self._loop = loop
         self._reading: set[ShardId] = set()
+        self.beats = NodeBeats(self._send_beat, self._tick_one, time.monotonic, silence)
+
+    # -- heartbeats
+
+    def tick(self) -> None:
+        """Time for heartbeats; from any thread."""
+        if (inbox := self.inbox) is None:
+            return
+        inbox.tick()
+        state = self.store.state if self.store else None
+        others = set(state.alive) & set(state.nodes) if state else set()
+        self.beats.tick(others - {self._me}, self._node_has_ended)
+
+    def _send_beat(self, node: NodeId, beat: NodeBeat) -> None:
+        if self.links:
+            self.links.send_beat(node, beat)
+
+    def _tick_one(self, shard: ShardId) -> None:
+        if self.inbox:
+            self.inbox.feed(shard, on.Tick())
+
+    # -- the network
 
     def send(self, shard: ShardId, to: Member, message: Message) -> None:
         """Send a message; it may be lost."""
@@ -78,13 +107,16 @@ class Replication:
 
     def has_ended(self, to: Member) -> bool:
         """Whether the process of that node has ended, as far as anybody can tell."""
+        return self._node_has_ended(to.node)
+
+    def _node_has_ended(self, node: NodeId) -> bool:
         if self.links is None:
             return False
-        if self.links.has_ended(to.node):
+        if self.links.has_ended(node):
             return True
         state = self.store.state if self.store else None
-        is_gone = state is not None and bool(state.revision) and to.node not in state.alive
-        return is_gone and not self.links.is_connected(to.node)
+        is_gone = state is not None and bool(state.revision) and node not in state.alive
+        return is_gone and not self.links.is_connected(node)
 
     def offer_snapshot(self, shard: ShardId, header: Header) -> None:
         """Let a member fetch everything."""

@@ -24,6 +24,7 @@ from veccluster.model.state import Node, NodeId, ShardId
 from veccluster_node.peer import connections, wire
 from veccluster_node.peer.connections import CONNECT_TIMEOUT, impatient_socket, is_refused
 from veccluster_node.peer.proofs import Introductions
+from veccluster_node.replica.beats import NodeBeat
 
 PATH = "/peer/v1/replication"
 FRAME = 4 << 20
@@ -76,6 +77,10 @@ class Links:
         tell = link.outbox.put(wire.encode(shard, message)) if link.is_worth_it else link.outbox.ask()
         if tell:
             self._soon(link.wanted.set)
+
+    def send_beat(self, node: NodeId, beat: NodeBeat) -> None:
+        """Send the node's own heartbeat, or an answer to one, as any message."""
+        self.send(node, wire.NO_SHARD, beat)
 
     def reaches(self, node: NodeId) -> bool:
         """Whether sending makes sense: False when the node has been away for a while, until it is connected again."""

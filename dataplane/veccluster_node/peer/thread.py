@@ -25,6 +25,7 @@ from veccluster_node.peer.messages import AnyRequest, Reply
 from veccluster_node.peer.proofs import Doorkeeper, Introductions, Secret
 from veccluster_node.peer.server import HELD, PeerPort
 from veccluster_node.peer.snapshots import RATE, Transfers
+from veccluster_node.replica.beats import Differing, NodeBeat, Resting
 from veccluster_node.runtime.door import DoorSite
 
 SHUTDOWN_TIMEOUT = 10.0
@@ -48,6 +49,7 @@ class PeerThread:
         deliver: Callable[[ShardId, Received], None],
         allows: Callable[[ShardId, Header], bool],
         tick: Callable[[], None],
+        hear: Callable[[NodeId, NodeBeat], None] = lambda node, beat: None,
         directory: Callable[[ShardId, Member], Path | None],
         outgoing: Path,
         heartbeat: float,
@@ -57,9 +59,10 @@ class PeerThread:
         """`answer` runs on the loop that calls `start`, all others on the thread: they must return at once.
 
         `older` is as for `Doorkeeper`. `deliver` is given what replicas send to this node's, `tick` is called every
-        `heartbeat` seconds, `directory` says where the open replica keeps its files that is this member and no other;
-        `allows` whether the sender of a header may be a replica's primary. `outgoing` is a directory for snapshots, on
-        the file system of the replicas; what is in it goes. `held` is how many bytes of questions may be there at once.
+        `heartbeat` seconds, `hear` is given the heartbeats of other nodes, `directory` says where the open replica
+        keeps its files that is this member and no other; `allows` whether the sender of a header may be a replica's
+        primary. `outgoing` is a directory for snapshots, on the file system of the replicas; what is in it goes. `held`
+        is how many bytes of questions may be there at once.
         """
         introductions = Introductions(me, secret)
         self.links = Links(me, members, introductions)
@@ -79,6 +82,7 @@ class PeerThread:
         self._answer = answer
         self._deliver = deliver
         self._tick = tick
+        self._hear = hear
         self._heartbeat = heartbeat
         self._held = held
         self._main: asyncio.AbstractEventLoop | None = None
@@ -154,6 +158,8 @@ class PeerThread:
                     self.transfers.offered(shard, message)
             case wire.SnapshotTaken():
                 self.transfers.taken(node, message)
+            case Resting() | Differing():
+                self._hear(node, message)
             case _:
                 self._deliver(shard, Received(message, node))
 

@@ -13,6 +13,7 @@ import structlog
 
 from veccluster.decisions.replication.messages import Accepted, Contradicted, Header, Message, Rejected, Replicate
 from veccluster.model.state import ShardId
+from veccluster_node.replica.beats import Differing, NodeBeat, Resting
 from veccluster_node.replica.snapshots import Offered
 
 log = structlog.get_logger(__name__)
@@ -35,8 +36,10 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was not wanted, or could not be fetched; empty when it was."""
 
 
-Sendable = Message | SnapshotOffer | SnapshotTaken
-Received = Replicate | Accepted | Rejected | Contradicted | SnapshotOffer | SnapshotTaken
+NO_SHARD: Final = ShardId("", 0)
+"""Whom messages are for that are the node's own."""
+Sendable = Message | SnapshotOffer | SnapshotTaken | NodeBeat
+Received = Replicate | Accepted | Rejected | Contradicted | SnapshotOffer | SnapshotTaken | Resting | Differing
 
 _KINDS: Final[dict[str, type[Received]]] = {
     "replicate": Replicate,
@@ -45,6 +48,8 @@ _KINDS: Final[dict[str, type[Received]]] = {
     "contradicted": Contradicted,
     "snapshot": SnapshotOffer,
     "snapshot-taken": SnapshotTaken,
+    "resting": Resting,
+    "differing": Differing,
 }
 _NAMES: Final[dict[type[Sendable], str]] = {of: name for name, of in _KINDS.items()}
 _decoders: Final = {name: msgspec.msgpack.Decoder(of) for name, of in _KINDS.items()}

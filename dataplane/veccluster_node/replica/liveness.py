@@ -4,10 +4,13 @@ A member is silent when it has said nothing for `silence` seconds, or its proces
 process overslept itself counts for nobody.
 """
 
+from collections.abc import Mapping
+
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.messages import ToPrimary
 from veccluster.decisions.replication.replica import Replica as Rules
 from veccluster.decisions.replication.values import Member
+from veccluster.model.state import NodeId
 from veccluster_node.replica.ports import Clock, Progress, Transport
 
 
@@ -39,6 +42,13 @@ class Liveness:
     def begin(self) -> None:
         """It has become primary: nobody has been silent yet."""
         self._heard, self.silent = {}, frozenset()
+
+    def resume(self, nodes: Mapping[NodeId, float]) -> None:
+        """It has rested; when the nodes of others last said that those are as they were."""
+        self._ticked = self._clock.now()
+        for member in self._awaited():
+            if (at := nodes.get(member.node)) is not None:
+                self._heard[member] = max(at, self._heard.get(member, at))
 
     def tick(self) -> frozenset[Member]:
         """Who is silent now."""

@@ -31,6 +31,7 @@ from veccluster.decisions.replication.replica import Replica as Rules
 from veccluster.decisions.replication.values import NOTHING, Position
 from veccluster.errors import StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import ReadConsistency, Seq, ShardId
+from veccluster_node.replica.beats import Token, token
 from veccluster_node.replica.health import ReplicaHealth
 from veccluster_node.replica.liveness import Liveness
 from veccluster_node.replica.mailbox import Mailbox
@@ -132,6 +133,12 @@ class ReplicaLoop:
         self._ready = self.ready_type(shard, ports, health, self.writes, self.reads, self.liveness)
         self._turn = _Turn()
         self._told: tuple[object, ...] = ()
+        self.rests = False
+        """Whether there is nothing to do until something happens, so that it needs no ticks."""
+        self._quiet_since: float | None = None
+        """Since when a primary has had nothing to tell anyone."""
+        self._followed: Token | None = None
+        """What its node knows that this follower has."""
         self._dropped = -_SAY_EVERY
         """When it was last said that records from the primary found no room."""
 
@@ -221,6 +228,7 @@ class ReplicaLoop:
             applied, self._ready.applied = self._ready.applied, False
             if applied:
                 self._applied()
+            self._follow_or_not()
             self._publish()
         except Exception:  # noqa: BLE001 - the loop must be given up or scheduled again, whatever it is
             _log.exception("loop_not_published", shard=str(self.shard))
@@ -275,7 +283,10 @@ class ReplicaLoop:
         """Do the next thing of the turn; whether there was any."""
         turn = self._turn
         if turn.items:
-            self._handle(turn.items.popleft())
+            item = turn.items.popleft()
+            if self.rests and not isinstance(item, Call):  # what a call leaves is seen at the end of the turn
+                self._wake()
+            self._handle(item)
         elif turn.later:
             then, error = turn.later.popleft()
             self._obey(then(error))
@@ -285,6 +296,49 @@ class ReplicaLoop:
         else:
             return self._admit()
         return True
+
+    # -- rest
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody waits for anything here, and nothing is wrong."""
+        health = self.health
+        is_well = not (health.failure or health.staged or health.divergent)
+        waits = self.writes.is_waiting or self.reads.is_waiting or self.participant.is_waiting
+        return is_well and not waits
+
+    def _comes_to_rest(self) -> bool:
+        """Let the node beat for a primary that has had nothing to tell for a while."""
+        primary, beats, now = self.rules.primary, self._ports.beats, self._ports.clock.now()
+        if primary is None or beats is None or not (primary.is_complete and self._is_quiet()):
+            self._quiet_since = None
+            return False
+        self._quiet_since = now if self._quiet_since is None else self._quiet_since
+        if now - self._quiet_since < self._settings.rest_after:
+            return False
+        last = self.rules.journal.last
+        tokens = {m: token(self.shard, primary.epoch, primary.me, m, last) for m in primary.others}
+        return beats.rest(self.shard, tokens)
+
+    def _wake(self) -> None:
+        """Something happened: it gets ticks again, and a primary beats for itself."""
+        self.rests, self._quiet_since = False, None
+        if beats := self._ports.beats:
+            self.liveness.resume(beats.resume(self.shard))
+
+    def _follow_or_not(self) -> None:
+        """Tell the node what this follower has, by which the primary's node knows that it may rest."""
+        beats, rules = self._ports.beats, self.rules
+        if beats is None:
+            return
+        primary = rules.complete() if self._is_quiet() and not self.mailbox.is_over else None
+        followed = token(self.shard, rules.journal.epoch, primary, rules.me, rules.journal.last) if primary else None
+        if followed != self._followed:
+            self._followed = followed
+            beats.follow(self.shard, primary, followed)
+        if rules.primary is None:
+            self.rests = followed is not None
+        elif self.rests and (self.mailbox.is_over or not self._is_quiet()):
+            self._wake()
 
     # -- what is handled
 
@@ -330,6 +384,8 @@ class ReplicaLoop:
 
     def _happened(self, event: on.Event) -> None:
         match event:
+            case on.Tick() if self._comes_to_rest():
+                self.rests = True
             case on.Tick():
                 # While etcd is away nobody can be let go, and what was asked of it counts as neither done nor not.
                 silent = self.liveness.tick()

@@ -16,6 +16,7 @@ from veccluster.decisions.replication.atomic import Decision, Ledger
 from veccluster.decisions.replication.messages import Header, Message
 from veccluster.decisions.replication.values import NO_EPOCH, NOTHING, Configuration, Member, Position, Record
 from veccluster.model.state import Epoch, ReadConsistency, Revision, Seq, ShardId
+from veccluster_node.replica.beats import NodeBeats
 from veccluster_node.wal.operations import Looked, Written
 
 
@@ -131,6 +132,10 @@ class ConfigurationStore(Protocol):
 class Surroundings(Transport, ConfigurationStore, Protocol):
     """What a replica asks of the rest of its node."""
 
+    @property
+    def beats(self) -> NodeBeats | None:
+        """The node's heartbeats; None when no replica is to rest."""
+
 
 class Clock(Protocol):
     """Time."""
@@ -154,6 +159,7 @@ class Ports:
     transport: Transport
     configurations: ConfigurationStore
     clock: Clock
+    beats: NodeBeats | None = None
 
 
 START = Position(NO_EPOCH, NOTHING)

@@ -94,7 +94,7 @@ class Replica:
             spec.shard,
             Rules(me, recovered.found),
             ReplicaHealth.of(spec.shard, recovered.broken, recovered.damaged),
-            Ports(disk, rows, surroundings, surroundings, pool),
+            Ports(disk, rows, surroundings, surroundings, pool, surroundings.beats),
             settings,
             schedule=pool.schedule,
             applied=lambda: self._builder.changed(),
@@ -178,6 +178,11 @@ class Replica:
     def standing(self) -> Standing:
         """Where it stood a moment ago."""
         return self._loop.standing
+
+    @property
+    def rests(self) -> bool:
+        """Whether it needs no ticks until something happens."""
+        return self._loop.rests
 
     @property
     def read_only(self) -> str | None:

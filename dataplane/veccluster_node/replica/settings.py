@@ -56,6 +56,8 @@ class StorageSettings:
     """How long opening waits for another process to let go of the shard."""
     silence: float = 1.5
     """Seconds without a word after which a primary asks to do without a member."""
+    rest_after: float = 2.0
+    """Seconds after which a primary that waits for nothing leaves its beats to its node."""
     decision_patience: float = 10.0
     """Seconds after which a primary asks to drop a batch over several shards that nobody has decided."""
     build_retry: float = 1.0

@@ -46,4 +46,5 @@ class Inbox:
     def tick(self) -> None:
         """Time for heartbeats."""
         for _, hosted in self._host.hosted():
-            hosted.replica.feed(on.Tick())
+            if not hosted.replica.rests:
+                hosted.replica.feed(on.Tick())

@@ -78,12 +78,16 @@ class LocalShards:
         *,
         metadata_is_fresh: Callable[[], bool],
         report: Callable[[str | None], s.Report],
+        primary_heard: Callable[[ShardId], float] = lambda shard: 0.0,
     ) -> None:
-        """`metadata_is_fresh`: whether what etcd last said is from a moment ago; `report` how the shards fare."""
+        """`metadata_is_fresh`: whether what etcd last said is from a moment ago; `report` how the shards fare;
+        `primary_heard` when the primary's node last stood for a primary that rests.
+        """
         self._replicas = replicas
         self._patience = patience
         self._metadata_is_fresh = metadata_is_fresh
         self._report = report
+        self._primary_heard = primary_heard
 
     # Reads
 
@@ -180,7 +184,7 @@ class LocalShards:
 
     async def _leave(self, shard: ShardId, replica: Replica, level: ReadConsistency, at_least: Seq) -> None:
         """Wait until a read may look (13)."""
-        if level is not ReadConsistency.strong and not self._is_fresh(replica.standing):
+        if level is not ReadConsistency.strong and not self._is_fresh(shard, replica.standing):
             raise ReplicaBehind(f"shard {shard}: this replica has heard neither from etcd nor from its primary")
         patience = self._patience.read if level is ReadConsistency.strong else self._patience.news
         leave = replica.may_read(level, at_least, patience)
@@ -193,13 +197,14 @@ class LocalShards:
         except TimeoutError:
             raise ReplicaBehind(f"shard {shard}: not every replica confirmed in time that it is up to date") from None
 
-    def _is_fresh(self, standing: Standing) -> bool:
+    def _is_fresh(self, shard: ShardId, standing: Standing) -> bool:
         """Whether the configuration by which a replica is in sync is from a moment ago."""
         if self._metadata_is_fresh():
             return True
         if standing.serving is not None:
             return all(p.silent < self._patience.fresh for p in standing.others)
-        return time.monotonic() - standing.heard < self._patience.fresh
+        heard = max(standing.heard, self._primary_heard(shard))
+        return time.monotonic() - heard < self._patience.fresh
 
     # Writes
 

@@ -36,6 +36,13 @@ class Follower:
         self._primary: Member | None = None
         self._confirm = 0
 
+    def complete(self, known: Configuration) -> Member | None:
+        """The primary that is followed, by `known`, if all that it has said is durable and applied here."""
+        journal = self.journal
+        is_followed = self._compared == known.epoch == journal.epoch == journal.durable_epoch
+        has_all = self.commit == journal.applied == journal.durable == journal.last
+        return self._primary if is_followed and has_all and self._primary == known.primary else None
+
     def received(self, message: FromPrimary, known: Configuration) -> Iterator[do.Effect]:
         """Take what the primary sent, if it is that: by `known`, whose epoch is no lower than the message's (16)."""
         header = message.header

@@ -95,6 +95,21 @@ class Primary:
         """Up to where a member has the log durably, as far as it said so."""
         return self.journal.durable if member == self.me else self._of(member).matched
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every member has everything, and nothing is asked or on its way: there is nothing to tell anyone."""
+        now, last = self.configuration, self.journal.last
+        is_quiet = not (self._target or self._asked or self._reads or now.learners or now.successor)
+        return is_quiet and self.commit == self.journal.applied == last and self._have(last)
+
+    def _have(self, last: Seq) -> bool:
+        return all(self._of(m).heard and self.matched(m) == last for m in self._others())
+
+    @property
+    def others(self) -> tuple[Member, ...]:
+        """Who is told what is written."""
+        return tuple(self._others())
+
     # -- events
 
     def start(self) -> Iterator[do.Effect]:

@@ -46,6 +46,15 @@ class Replica:
         """The commit point as far as it is known here."""
         return self.primary.commit if self.primary else self._follower.commit
 
+    def complete(self) -> Member | None:
+        """The primary that this replica follows, if there is nothing to do but to wait for what it says next."""
+        now = self.configuration
+        if self.broken or self.primary or self._swapping or self._claim is not None or now is None:
+            return None
+        if self._has_asked:  # what etcd said may have been lost: the next tick lets it ask again
+            return None
+        return self._follower.complete(now) if self._is_member(self.me) else None
+
     def handle(self, event: on.Event) -> list[do.Effect]:
         """What the event asks for."""
         return list(self._handle(event))
