@@ -93,7 +93,7 @@ class Read(Generic[R]):
             if not todo or routing.Again.no in steps:
                 return whole
             at_once = bool(torn) or routing.Again.at_once in steps
-            return NotYet(lambda: whole, [self._id(n) for n in todo], at_once)
+            return NotYet(lambda: whole, [ShardId(self._collection.uuid, n) for n in todo], at_once)
 
         # With less time than that nothing would come of another attempt but a reason that says less.
         return await self._asking.until_final(attempt, self._deadline, room=SHORTEST_WAIT)
@@ -261,16 +261,12 @@ class Read(Generic[R]):
         for n, positions in heard.items():
             if len(positions) >= wanted[n]:
                 self._show(n, reading.reach(positions))
-        return {n: self._no_quorum(n, len(heard[n]), wanted[n], why) for n in numbers if n not in self._reached}
+        return {n: _no_quorum(len(heard[n]), wanted[n], why.get(n)) for n in numbers if n not in self._reached}
 
     def _show(self, number: int, reach: Seq) -> None:
         before = self._at_least.get(number, (0, 0))
         self._at_least[number] = max(before, (0, reach), key=lambda position: position[1])
         self._reached.add(number)
-
-    def _no_quorum(self, number: int, heard: int, wanted: int, why: Errors) -> VecClusterError:
-        reason = f": {why[number].detail}" if number in why else ""
-        return Unavailable(f"{heard} of its replicas say how far they are, a quorum is {wanted}{reason}")
 
     async def _positions(self, node: NodeId, numbers: list[int]) -> tuple[Positions, Errors]:
         asked = self._request
@@ -282,14 +278,16 @@ class Read(Generic[R]):
 
     # Records
 
-    def _id(self, number: int) -> ShardId:
-        return ShardId(self._collection.uuid, number)
-
     def _record(self, number: int) -> Shard | None:
-        return self._asking.state().shards.get(self._id(number))
+        return self._asking.state().shards.get(ShardId(self._collection.uuid, number))
 
     def _records(self, numbers: Iterable[int]) -> dict[int, Shard]:
         return {n: record for n in numbers if (record := self._record(n)) is not None}
+
+
+def _no_quorum(heard: int, wanted: int, why: VecClusterError | None) -> VecClusterError:
+    reason = f": {why.detail}" if why else ""
+    return Unavailable(f"{heard} of its replicas say how far they are, a quorum is {wanted}{reason}")
 
 
 async def _call(asking: Asking, node: NodeId, request: ShardsRequest[R], numbers: list[int], timeout: float) -> Part[R]:

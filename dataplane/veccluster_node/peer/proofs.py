@@ -74,21 +74,21 @@ class Doorkeeper:
         """`older` are the nodes that are there and of a version from before there were secrets: while there are any,
         whoever shows nothing is let in, since it may be one of them.
         """
-        self._me = me
+        self.me = me
         self._secret = secret
-        self._members = members
+        self.members = members
         self._older = older
         self._challenge = secrets.token_hex(16)
         self._said: frozenset[NodeId] = frozenset()
 
     async def hello(self, request: web.Request) -> web.Response:
         """Give the challenge to whoever wants to prove itself."""
-        if request.query.get("to") != self._me:
-            return web.Response(status=421, text=f"this is {self._me}")
+        if request.query.get("to") != self.me:
+            return web.Response(status=421, text=f"this is {self.me}")
         asked = request.query.get("challenge", "")
         if not re.fullmatch("[0-9a-f]{32}", asked):
             return web.Response(status=400, text="challenge must be 32 hexadecimal digits")
-        proofs = [_proof(s, "hello", self._me, asked, self._challenge) for s in self._secret.known]
+        proofs = [_proof(s, "hello", self.me, asked, self._challenge) for s in self._secret.known]
         return web.Response(body=msgspec.msgpack.encode(Answer(self._challenge, proofs)))
 
     def admit(self, request: web.Request) -> NodeId:
@@ -98,11 +98,11 @@ class Doorkeeper:
             return self._admit_older(request.query.get("from"))
         scheme, node, proof = (*shown.split(" "), "", "")[:3]
         known = self._secret.known if shown.isascii() else ()
-        right = [_proof(s, "ask", node, self._me, self._challenge) for s in known]
+        right = [_proof(s, "ask", node, self.me, self._challenge) for s in known]
         if scheme != SCHEME or not any(_are_equal(proof, r) for r in right):
             self._secret.doubt()
             raise web.HTTPUnauthorized(text="this proves nothing here: ask for the challenge")
-        if node not in self._members():
+        if node not in self.members():
             raise web.HTTPForbidden(text=f"{node} is not a member of the cluster, as far as is known here")
         return NodeId(node)
 

@@ -78,7 +78,6 @@ class PeerThread:
         self._doorkeeper = Doorkeeper(me, secret, members, older)
         self._allows = allows
         self._listener = listener
-        self._me = me
         self._answer = answer
         self._deliver = deliver
         self._tick = tick
@@ -118,7 +117,7 @@ class PeerThread:
     async def _live(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         port = PeerPort(
-            self._me,
+            self._doorkeeper.me,
             doorkeeper=self._doorkeeper,
             answer=self._ask_main,
             receive=self._receive,
