@@ -69,7 +69,7 @@ def main() -> None:
 
 
 async def _measure(endpoint: str, shards: int, nodes: int) -> None:
-    config = EtcdConfig(endpoints=(endpoint,))
+    config = EtcdConfig(endpoints=(endpoint,), timeout=60.0, attempt_timeout=20.0, connect_timeout=20.0)
     async with EtcdClient(config) as client, EtcdClient(config) as other:
         members = [_node(n) for n in range(nodes)]
         records = list(_shards(members, shards))

@@ -96,7 +96,7 @@ class World:
             alive={i: load(i) for i in self.some(sorted(self.seen), len(self.seen))},
         )
         uuids = frozenset(c.uuid for c in changed)
-        return Changes(shards=frozenset([*shards, *unsettled]), collections=uuids, nodes=frozenset(self.seen))
+        return Changes(shards=frozenset([*shards, *unsettled]), collections=uuids)
 
     def do(self, changes: Sequence[failover.Change]) -> Changes:
         """Carry decisions out."""

@@ -38,7 +38,7 @@ class _Sight(NamedTuple):
     is_stopping: bool
 
 
-AT_ONCE = 1000
+AT_ONCE = 500
 """Shards that are looked at in a row."""
 
 

@@ -79,6 +79,7 @@ def decide(
     Who knows which collections (by uuid) lack records of shards, and which shards nobody has served, says so: no others
     are looked at.
     """
+    state = state.indexed()
     yield from _new_shards(state, incomplete)
     yield from _never_opened(state, state.shards.keys() if unopened is None else unopened)
     yield from (ForgetNode(node) for node in _gone(state, away))

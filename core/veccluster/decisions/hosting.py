@@ -111,6 +111,7 @@ def decide(
 
     Nothing about a shard whose record may be from before later changes that etcd has forgotten.
     """
+    state = state.indexed()
     by_uuid = CollectionTable.of(state.collections).by_uuid
     for shard in sorted(local if only is None else only & local.keys()):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)

@@ -67,6 +67,13 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         """The collection that the shard belongs to; None when it was dropped."""
         return CollectionTable.of(self.collections).by_uuid.get(shard.collection)
 
+    def indexed(self) -> "ClusterState":
+        """The same with tables for mappings, if it was made by hand without: so that it is looked through only once."""
+        if isinstance(self.shards, ShardTable) and isinstance(self.collections, CollectionTable):
+            return self
+        tables = {"shards": ShardTable.of(self.shards), "unsettled": ShardTable.of(self.unsettled)}
+        return msgspec.structs.replace(self, **tables, collections=CollectionTable.of(self.collections))
+
     def shards_on(self, node: NodeId) -> Mapping[ShardId, bool]:
         """The shards whose records name the node."""
         return ShardTable.of(self.shards).on(node)
@@ -82,25 +89,20 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """How a state differs from an earlier one: what may be different, of which all else is as it was."""
+    """How a state may differ from an earlier one: of shards and collections all else is as it was. Nodes are few, and
+    whoever decides by them looks at all."""
 
     everything: bool = False
     shards: frozenset[ShardId] = frozenset()
     """Whose records were written, or are gone."""
     collections: frozenset[str] = frozenset()
     """The uuids of those that were created or deleted, or of which a node deleted its part."""
-    nodes: frozenset[NodeId] = frozenset()
-    """Whose registration or sign of life was written, or is gone."""
 
     def then(self, later: "Changes") -> "Changes":
         """These, and others after them."""
         if self.everything or later.everything:
             return EVERYTHING
-        return Changes(
-            shards=self.shards | later.shards,
-            collections=self.collections | later.collections,
-            nodes=self.nodes | later.nodes,
-        )
+        return Changes(shards=self.shards | later.shards, collections=self.collections | later.collections)
 
 
 EVERYTHING = Changes(everything=True)

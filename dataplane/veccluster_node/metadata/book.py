@@ -145,7 +145,6 @@ class Book:
         return Changes(
             shards=frozenset(ids[Kind.shards]),
             collections=frozenset({*uuids, *ids[Kind.drops], *(done.uuid for done in ids[Kind.dropped_by])}),
-            nodes=frozenset({*ids[Kind.nodes], *ids[Kind.alive]}),
         )
 
     def _sort(self, shards: Iterable[ShardId]) -> None:

@@ -63,7 +63,7 @@ from veccluster_node.shards.status import Status
 HEARTBEAT = 2.0
 """Seconds after which a node's sign of life is looked at even if nothing changed."""
 LOOK_PAUSE = 4
-"""A node looks at how it fares for a fifth of its time at most: so many times as long as that took, it does not."""
+"""A node looks at how it fares, then waits for so many times the processor time that this took: for a fifth at most."""
 PAUSE_BETWEEN_TRIES = 1.0
 
 SECRET_EVERY = 10.0
@@ -452,9 +452,9 @@ class DataNode:
                     raise LeaseLost("etcd went back to an older state: what it knew of this node is void")
                 if me != self._as_it_is(me) or store.lacks_node(self.id):
                     me = await self._register(store, me)
-                began = time.monotonic()
+                began = time.thread_time()
                 load = self._load()
-                took = time.monotonic() - began
+                took = time.thread_time() - began
                 told = None if store.lacks_life(self.id) else published
                 if (pause := publishing.pause(load, told, time.monotonic() - written)) is not None:
                     if pause:
