@@ -27,10 +27,13 @@ DEVIATES_AT = {
     "LeaveFirst": 5,
     "HandOverToAnyone": 1,
     "OverByEtcd": 1,
+    "ForgetsTooMuch": 2,
+    "TrustsWhatIsForgotten": 4,
 }
 """A seed of the simulation in which code without the rule leaves the model; 0 where none is named."""
 
 UNSEEN = {
+    "RecordsForEveryone": "what is sent in vain is no step",
     "OldConfirmation": "reads are not compared",
     "TrustEpoch": "reads are not compared",
     "ReadTooEarly": "reads are not compared",

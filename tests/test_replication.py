@@ -282,7 +282,7 @@ def test_a_follower_cuts_its_log_at_the_first_difference_and_answers_when_its_di
     first = hear(replica, Replicate(header(2, theirs), records(2, 4, 4)))
     assert first == [do.StoreEpoch(Epoch(2)), do.Truncate(Seq(3)), do.Append(records(2, 4, 4)), do.Sync(1)]
     answered = replica.handle(on.Synced(1))
-    assert answered == [do.Send(OTHER, Accepted(Epoch(2), ME, Seq(4), 0))]
+    assert answered == [do.Send(OTHER, Accepted(Epoch(2), ME, Seq(4), 0, floors=True))]
 
 
 def test_a_late_message_of_an_epoch_cuts_nothing_that_the_epoch_wrote() -> None:
@@ -351,7 +351,7 @@ def test_a_sync_that_was_asked_for_before_a_cut_does_not_claim_what_was_cut() ->
     assert replica.handle(on.Synced(1)) == []  # the new epoch is not durable yet
     assert replica.journal.durable == 2
     (sent,) = of(do.Send, replica.handle(on.Synced(2)))
-    assert sent.message == Accepted(Epoch(2), ME, Seq(3), 0)
+    assert sent.message == Accepted(Epoch(2), ME, Seq(3), 0, floors=True)
 
 
 def test_nothing_is_applied_between_the_installation_of_a_snapshot_and_its_sync() -> None:
@@ -361,7 +361,7 @@ def test_nothing_is_applied_between_the_installation_of_a_snapshot_and_its_sync(
     assert kinds(installed) == [do.InstallSnapshot, do.Sync]
     assert replica.journal.applied == 3
     (sent,) = replica.handle(on.Synced(1))
-    assert sent.message == Accepted(Epoch(1), ME, Seq(50), 0)
+    assert sent.message == Accepted(Epoch(1), ME, Seq(50), 0, floors=True)
     assert replica.journal.applied == 50
 
 

@@ -66,6 +66,7 @@ SHOWS_AT = {
     "DifferenceWakesNobody": 7,
     "ExpandLate": 17,
     "ForgetSession": 1,
+    "ForgetsTooMuch": 2,
     "ForgetUnknown": 12,
     "HandOverToAnyone": 1,
     "LeaveFirst": 5,
@@ -83,6 +84,7 @@ SHOWS_AT = {
     "SilenceWakesNobody": 1,
     "Stubborn": 1,
     "TrustEpoch": 15,
+    "TrustsWhatIsForgotten": 4,
     "WaitsForEver": 1,
 }
 """A seed that shows the absence of a rule, so that the test need not look for one until something changes; 0 where none

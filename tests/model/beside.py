@@ -35,6 +35,8 @@ class Beside:
         self.steps = 0
         self._values: dict[tuple[str, int], int] = {}
         self._entries: dict[tuple[int, int], Entry] = {}
+        self._origins: dict[int, Log] = {}
+        """What each epoch's log began with."""
         self._committed: Log = ()
         self._state: State | None = None
         self.simulation = Simulation(seed, replace(rules, replica=_watched(rules.replica, self._handled)))
@@ -78,7 +80,13 @@ class Beside:
         return self._entries.setdefault((record.epoch, record.first + number), Entry(record.epoch, value))
 
     def _log(self, lineage: values.Lineage, last: int) -> Log:
-        return tuple(self._entries[lineage.epoch_at(Seq(seq)), seq] for seq in range(1, last + 1))
+        """What a lineage stands for; of what is before its floor nobody else knows any more who wrote it (8)."""
+        before: Log = ()
+        if floor := min(lineage.floor, last):
+            before = self._origins[epoch := lineage.epoch_at(lineage.floor)][: floor - 1]
+            before += tuple(self._entries[epoch, seq] for seq in range(len(before) + 1, floor))
+        seqs = range(len(before) + 1, last + 1)
+        return (*before, *(self._entries[lineage.epoch_at(Seq(seq)), seq] for seq in seqs))
 
     def _on_disk(self, image: Image) -> Log:
         return self._log(image.lineage(), image.last)
@@ -165,6 +173,10 @@ class Beside:
                 case do.InstallSnapshot(through, lineage):
                     log = self._log(lineage, through)
         epoch = message.header.epoch
+        if len(log) < message.header.lineage.floor:
+            then = self._model.too_short(self.state, node, epoch, len(log))
+            self._take(then if then and then.copies[node].log == log else None, effects)
+            return
         for sent in [s for e, s in self.state.sent if e == epoch]:
             for entries in range(len(log) + 1):
                 then = self._model.taken(self.state, node, epoch, sent, entries)
@@ -203,6 +215,9 @@ class Beside:
 
     def _said(self, node: int, said: Accepted) -> None:
         copy, member = self.state.copies[node], self._member(said.sender)
+        if not said.matched and not copy.follows:
+            self._take(self._model.promises(self.state, node, said.epoch), said)
+            return
         sound = said.epoch == copy.follows == copy.promised <= copy.vowed
         if not sound or copy.log[: said.matched] != copy.synced[: said.matched] or said.matched > len(copy.synced):
             raise Deviation(f"n{node} says {said}, with {len(copy.synced)} synced and {copy.vowed} promised: {copy}")
@@ -214,6 +229,7 @@ class Beside:
     def _began(self, node: int, replica: Replica, epoch: int) -> None:
         assert replica.primary
         copy = self.state.copies[node]
+        self._origins.setdefault(epoch, copy.log)
         revision, commit = replica.primary.configuration.revision, replica.primary.commit
         for _, then in self._model.begin(self.state, node, copy) if copy.vowed >= epoch else ():
             serving = then.copies[node].serving

@@ -299,6 +299,25 @@ class Replication:
         state = state._replace(wrong=wrong).put(node, then)
         return self.says(state, node, then, len(log)) if self.without == "2 counts what is not durable" else state
 
+    def too_short(self, state: State, node: int, epoch: int, keep: int) -> State | None:
+        """A primary's message comes, and the log ends before the primary's lineage begins: it is no follower yet, for
+        nobody knows what its log says. It promises the epoch, and may cut what differs anyway (8).
+        """
+        copy, begun = state.copies[node], any(key.epoch == epoch for key in state.keys)
+        if not begun or epoch < copy.promised or keep < copy.applied or copy.serving:
+            return None
+        return state.put(node, copy._replace(log=copy.log[:keep], promised=epoch, follows=NOBODY))
+
+    def promises(self, state: State, node: int, epoch: int) -> State | None:
+        """It says that it has promised the epoch, durably, and claims nothing of its log."""
+        copy = state.copies[node]
+        if not copy.promised == copy.vowed == epoch:
+            return None
+        member = Member(node, copy.disk)
+        if self._has_said(state, epoch, member):
+            return state
+        return state._replace(said=state.said | {(epoch, member, 0)})
+
     # -- the primary
 
     def _serve(self, state: State, node: int, copy: Copy, serving: Serving) -> Steps:

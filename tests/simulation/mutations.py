@@ -9,6 +9,7 @@ from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.follower import Follower
+from veccluster.decisions.replication.journal import Journal
 from veccluster.decisions.replication.messages import Accepted, FromPrimary, Header
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
@@ -42,6 +43,15 @@ SLOW_DISKS: Weather = {"slowness": 60, "clients": 5, "writes": 0.9, "faults_ever
 """A crash finds much that no sync has covered."""
 LATE_ETCD: Weather = {"etcd_lateness": 0.6, "isolations": 5, "faults_every": 0.15}
 """etcd carries changes out long after their time is over."""
+FORGETFUL: Weather = {"runs": 1, "trims": 0, "replicas": 4, "nodes": 6, "min_in_sync": 1, "moves": True, "wipes": False}
+FORGETFUL |= {"faults_every": 0.1, "isolations": 1, "tells_ends": True, "loss": 0, "lateness": 0, "etcd_away": False}
+FORGETFUL |= {"writes": 0.9, "clients": 8, "haste": 100.0}
+"""Epochs are many, and what was before the last of them is forgotten."""
+APART: Weather = FORGETFUL | {"replicas": 3, "nodes": 5, "clients": 4, "haste": 30.0, "loss": 0.05}
+APART |= {"faults_every": 0.15, "isolations": 10}
+"""Who was cut off comes back with what nobody else has, and the others have forgotten that they never had it."""
+LEARNERS: Weather = {"moves": True, "trims": 0.2, "replicas": 3, "nodes": 5, "min_in_sync": 1, "writes": 0.4}
+"""Many replicas learn."""
 
 
 REST: Weather = {"clients": 1, "haste": 3.0, "writes": 0.9, "replicas": 3, "nodes": 3, "forgeries": 0.001}
@@ -76,6 +86,8 @@ def removes(rule: str, instead: str, **weather: object) -> Callable[[type], type
         replica = type(changed.__name__, (Replica,), {})
         if issubclass(changed, Primary):
             replica.primary_type = changed  # type: ignore[attr-defined]
+        elif issubclass(changed, Journal):
+            replica.journal_type = changed  # type: ignore[attr-defined]
         elif issubclass(changed, Follower):
             replica.follower_type = changed  # type: ignore[attr-defined]
         else:
@@ -254,6 +266,24 @@ class NoCut(Follower):
         return self.journal.last
 
 
+@removes("8", "a lineage begins at what is not committed yet", **FORGETFUL)
+class ForgetsTooMuch(Journal):
+    def forget(self) -> None:
+        self.lineage = self.lineage.since(self.last)
+
+
+@removes("8", "a follower whose log ends before the primary's lineage begins takes it for the same", **APART)
+class TrustsWhatIsForgotten(Follower):
+    def _reaches_floor(self, seq: Seq) -> bool:
+        return True
+
+
+@removes("8", "who has too little to be compared is sent records instead of a snapshot", **FORGETFUL)
+class RecordsForEveryone(Primary):
+    def _least(self) -> Seq:
+        return Seq(self.journal.first - 1)
+
+
 # -- 10: the commit point
 
 
@@ -337,8 +367,6 @@ class ForgetSession(Replica):
         return True
 
 
-LEARNERS: Weather = {"moves": True, "trims": 0.2, "replicas": 3, "nodes": 5, "min_in_sync": 1, "writes": 0.4}
-"""Many replicas learn."""
 MUTATIONS["AskLearners"] = Mutation("13", "quorum reads ask learners", Rules(quorum_asks_anyone=True, weather=LEARNERS))
 
 

@@ -44,20 +44,24 @@ class SimulatedRows:
         self.table: Table = {}
         self.results: dict[str, Seq] = {}
         self.applied_seq = NOTHING
+        self.floor = NOTHING
+        """Nobody asks any more who wrote what is before."""
         self.ledger = ledger()
         self._new_ledger = ledger
         self._applied = applied
 
     def show(self, base: Base) -> None:
         self.table, self.results, self.applied_seq = dict(base.table), dict(base.results), base.through
+        self.floor = base.lineage.floor
         self.ledger = base.ledger.copy() if base.ledger else self._new_ledger()
 
     def base(self, disk: Disk, carried: Callable[[Ledger], Ledger] = Ledger.copy) -> Base:
         """What stands for the log so far."""
-        lineage = disk.now.lineage().cut(self.applied_seq)
+        lineage = disk.now.lineage().cut(self.applied_seq).since(self.floor)
         return Base(self.applied_seq, lineage, dict(self.table), dict(self.results), carried(self.ledger))
 
-    def apply(self, records: Sequence[Record]) -> list[Written]:
+    def apply(self, records: Sequence[Record], floor: Seq = NOTHING) -> list[Written]:
+        self.floor = max(self.floor, floor)
         for record in records:
             self._applied(record)
             self.take(record)

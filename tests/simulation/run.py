@@ -10,7 +10,7 @@ from simulation.faults import Faults
 from simulation.leader import Leader, initial
 from simulation.node import REST_AFTER, SILENT_AFTER, Kinds, Node
 from simulation.stranger import Stranger
-from simulation.world import World
+from simulation.world import Weather, World
 from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.replica import Replica
@@ -67,7 +67,7 @@ class Simulation:
         self.etcd = Etcd(world, None)  # type: ignore[arg-type] # it takes nodes to make the key
         self.checks = Checks(world, self.etcd)
         self.nodes: dict[NodeId, Node] = self.checks.nodes
-        kinds = Kinds(_with_window(rules.replica, world.weather.window), rules.loop, rules.beats)
+        kinds = Kinds(with_limits(rules.replica, world.weather), rules.loop, rules.beats)
         for number in range(world.weather.nodes):
             name = NodeId(f"n{number}")
             self.nodes[name] = Node(world, self.etcd, self.checks, name, kinds, self.nodes, rules.keeps_incarnation)
@@ -170,6 +170,7 @@ def simulate(seed: int, rules: Rules | None = None, *, trace: bool = False) -> R
     )
 
 
-def _with_window(replica: type[Replica], window: int) -> type[Replica]:
-    primary = type("Primary", (replica.primary_type,), {"window": window})
-    return type("Replica", (replica,), {"primary_type": primary})
+def with_limits(replica: type[Replica], weather: Weather) -> type[Replica]:
+    primary = type("Primary", (replica.primary_type,), {"window": weather.window, "away_after": 0})
+    journal = type("Journal", (replica.journal_type,), {"runs": weather.runs})
+    return type("Replica", (replica,), {"primary_type": primary, "journal_type": journal})

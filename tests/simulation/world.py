@@ -46,6 +46,8 @@ class Weather:
     """Whether a primary learns soon that a member's process has ended: its machine refuses connections."""
     forgeries: float = 3.0
     """A second: messages that are not from whom they say, or say what etcd does not allow."""
+    runs: int = 2
+    """Epochs of which lineages say what they wrote, before the rest is forgotten."""
     dead: bool = False
     """Whether a node that can be spared stays down when all other faults are over."""
     levels: tuple[WriteConsistency, ...] = (

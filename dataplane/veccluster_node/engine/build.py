@@ -89,7 +89,7 @@ def run(job: Job) -> generations.Manifest:
         through=job.through,
         floor=state.floor,
         epoch=state.lineage.newest,
-        lineage=state.lineage.cut(Seq(job.through)),
+        lineage=_lineage(job, state),
         undecided=_undecided(job, state),
         latest=dict(state.latest),
         rows=len(seqs),
@@ -114,6 +114,14 @@ def _undecided(job: Job, state: _State) -> tuple[Seq, ...]:
         with suppress(StorageCorrupt):
             return generations.read_manifest(Path(job.ends_as)).undecided
     return tuple(sorted(state.undecided))
+
+
+def _lineage(job: Job, state: _State) -> Lineage:
+    """The lineage up to `through`. The rows may have forgotten it; then the log behind it says what is needed."""
+    if job.ends_as and state.lineage.floor > job.through:
+        with suppress(StorageCorrupt):
+            return generations.read_manifest(Path(job.ends_as)).history()
+    return state.lineage.cut(Seq(job.through))
 
 
 def _write_rows(job: Job, snapshots: Snapshots, out: Path) -> tuple[_State, U64]:

@@ -29,7 +29,7 @@ from veccluster.decisions import repetitions
 from veccluster.decisions.filters import FUNCTIONS, Filter, index_expressions, to_sql
 from veccluster.decisions.replication.atomic import Batch as Part
 from veccluster.decisions.replication.atomic import Ledger, Showing, Standing
-from veccluster.decisions.replication.values import EMPTY, Lineage, Run
+from veccluster.decisions.replication.values import EMPTY, NOTHING, Lineage, Run
 from veccluster.errors import ShardsUnavailable, StorageCorrupt, Unavailable
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.engine import digests
@@ -288,6 +288,10 @@ class Records:
     def _add_runs(self, runs: Iterable[Run]) -> None:
         self._db.executemany("INSERT INTO lineage(epoch, first_seq) VALUES (?,?)", runs)
 
+    def _forget_before(self, floor: Seq) -> None:
+        if floor > self.lineage.floor:
+            self._db.execute("DELETE FROM lineage WHERE first_seq < ?", (floor,))
+
     def _index(self, filterable: Sequence[str]) -> None:
         """Give the declared fields, and no others, their expression indexes."""
         expressions = [e for name in filterable for e in index_expressions(name)]
@@ -307,19 +311,28 @@ class Records:
         row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
         return int(row[0]) if row else 0
 
-    def apply(self, records: Sequence[Record], publish: Callable[[Changes], None] = lambda _: None) -> Changes:
+    def apply(
+        self,
+        records: Sequence[Record],
+        publish: Callable[[Changes], None] = lambda _: None,
+        *,
+        floor: Seq = NOTHING,
+    ) -> Changes:
         """Apply batches that follow `applied_seq`, in one transaction.
 
-        `publish` is told what will change before it can be seen by any reader. When this raises, nothing was applied.
+        `publish` is told what will change before it can be seen by any reader. Who wrote what is before `floor` is
+        forgotten. When this raises, nothing was applied.
         """
         lineage, ledger = self.lineage, self.ledger.copy()
         for record in records:
             lineage = lineage.followed_by(Epoch(record.epoch), Seq(record.first_seq))
+        fresh, lineage = lineage.runs[len(self.lineage.runs) :], lineage.since(floor)
         with corruption_named(self.path), self._transaction():
             batches = [(record, self._meant(ledger, record, record.batch())) for record in records]
             changes = self._plan(batches)
             self._store(changes, batches)
-            self._add_runs(lineage.runs[len(self.lineage.runs) :])
+            self._add_runs(fresh)
+            self._forget_before(lineage.floor)
             publish(changes)
             failpoints.hit("records.commit")
         self.digests.commit(records[-1].first_seq - 1, changes.applied_seq)

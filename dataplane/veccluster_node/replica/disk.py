@@ -6,7 +6,7 @@ from pathlib import Path
 
 from veccluster import failpoints
 from veccluster.decisions.replication.atomic import Ledger
-from veccluster.decisions.replication.values import Record
+from veccluster.decisions.replication.values import NOTHING, Record
 from veccluster.model.state import Epoch, Seq
 from veccluster_node.engine.feed import LocalFeed
 from veccluster_node.engine.records import SUSPECT, Records
@@ -128,8 +128,8 @@ class LocalRows:
         """The cross-shard transactions that are prepared and not decided."""
         return self._records.ledger
 
-    def apply(self, records: Sequence[Record]) -> list[Written]:
+    def apply(self, records: Sequence[Record], floor: Seq = NOTHING) -> list[Written]:
         """Apply records in one transaction, and show what they do."""
         failpoints.hit("apply")
         group = [operations.Record(r.epoch, r.first, r.count, r.payload) for r in records]
-        return self._records.apply(group, self._feed.apply).results
+        return self._records.apply(group, self._feed.apply, floor=floor).results

@@ -78,8 +78,11 @@ class Rows(Protocol):
     def ledger(self) -> Ledger:
         """The cross-shard transactions that are prepared and not decided."""
 
-    def apply(self, records: Sequence[Record]) -> list[Written]:
-        """Apply records that follow `applied_seq` in one step, and show it to readers. When it raises, nothing was."""
+    def apply(self, records: Sequence[Record], floor: Seq = NOTHING) -> list[Written]:
+        """Apply records that follow `applied_seq` in one step, and show it to readers. When it raises, nothing was.
+
+        Who wrote what is before `floor` may be forgotten.
+        """
 
     def result_of(self, op_id: str) -> Written | None:
         """What became of the batch with this operation id, as long as that is remembered."""

@@ -62,8 +62,8 @@ class Ready:
         match effect:
             case do.StoreEpoch() | do.Append() | do.Truncate() | do.InstallSnapshot() | do.Sync():
                 yield from self._store(effect)
-            case do.Apply(through):
-                yield from self._apply(through)
+            case do.Apply(through, floor):
+                yield from self._apply(through, floor)
             case do.SendRecords(header, after, through):
                 self._send_records(header, after, through)
             case do.Send() | do.SendSnapshot() | do.Swap() | do.ReadConfiguration():
@@ -126,13 +126,13 @@ class Ready:
 
     # -- applying
 
-    def _apply(self, through: Seq) -> Iterator[on.Event]:
+    def _apply(self, through: Seq, floor: Seq) -> Iterator[on.Event]:
         if self._health.failed_since:
             return
         rows = self._ports.rows
         try:
             for group in self._groups(Seq(rows.applied_seq), through):
-                self._writes.applied(rows.apply(group))
+                self._writes.applied(rows.apply(group, floor))
         except Exception as error:  # noqa: BLE001 - whatever it is, what is committed is not shown
             tell = _log.error if is_no_space(error) else _log.exception
             tell("apply_failed", shard=str(self._shard), through=through, detail=reason(error))

@@ -17,7 +17,7 @@ from simulation.etcd import Etcd
 from simulation.faults import Faults
 from simulation.leader import Leader, initial
 from simulation.node import Kinds, Node
-from simulation.run import _with_window
+from simulation.run import with_limits
 from simulation.world import World
 from veccluster.decisions.replication import failover
 from veccluster.decisions.replication.replica import Replica
@@ -106,7 +106,7 @@ class Simulation:
         self.checks: list[ShardChecks] = []
         self.judge = BatchChecks(self.checks)
         self.judge.book = self.book
-        kinds = Kinds(_with_window(Replica, world.weather.window), rules.loop)
+        kinds = Kinds(with_limits(Replica, world.weather), rules.loop)
         for number in range(world.rng.choice([2, 2, 3])):
             self._add_shard(number, kinds)
         self.machines = [Machine(n, [c.nodes[n] for c in self.checks]) for n in self.checks[0].nodes]  # type: ignore[misc]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from veccluster.decisions.replication.messages import Header, Message
-from veccluster.decisions.replication.values import Configuration, Lineage, Member, Position, Record
+from veccluster.decisions.replication.values import NOTHING, Configuration, Lineage, Member, Position, Record
 from veccluster.model.state import Epoch, Revision, Seq
 
 
@@ -96,9 +96,10 @@ class ReadConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Apply the log up to `through` to what reads see (10)."""
+    """Apply the log up to `through` to what reads see (10). Who wrote what is before `floor` may be forgotten (8)."""
 
     through: Seq
+    floor: Seq = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

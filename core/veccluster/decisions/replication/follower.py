@@ -17,7 +17,7 @@ from veccluster.decisions.replication.messages import (
     Replicate,
     Snapshot,
 )
-from veccluster.decisions.replication.values import EMPTY, Configuration, Member, Record
+from veccluster.decisions.replication.values import EMPTY, NOTHING, Configuration, Member, Record
 from veccluster.model.state import Epoch, Seq
 
 
@@ -63,7 +63,8 @@ class Follower:
             yield self._contradict(header, why) if header.waits else do.Diverged(why)
             return
         changes = [*self._enter(header, agreed), *self._take(message)]
-        self.commit = max(self.commit, min(header.commit, self.journal.last))
+        if self._reaches_floor(self.journal.last):
+            self.commit = max(self.commit, min(header.commit, self.journal.last))
         self._confirm = max(self._confirm, header.confirm)
         yield from changes
         yield from self.journal.sync() if changes else self._accept()
@@ -96,10 +97,12 @@ class Follower:
             self._lineage = header.lineage
         if agreed < self.journal.last:
             yield from self.journal.cut(agreed)
+        if header.floors:
+            self.journal.forget()
 
     def _take(self, message: FromPrimary) -> Iterator[do.DiskEffect]:
         match message:
-            case Replicate(_, records):
+            case Replicate(_, records) if self._reaches_floor(self.journal.last):
                 if fresh := tuple(self._that_follow(records)):
                     yield from self.journal.append(fresh)
             case Snapshot(header, through, content):
@@ -118,7 +121,15 @@ class Follower:
     def _accept(self) -> Iterator[do.Effect]:
         """Say how far the log is durable, once the epoch is."""
         if self._primary and self._compared == self.journal.epoch == self.journal.durable_epoch:
-            yield do.Send(self._primary, Accepted(self._compared, self.me, self._matched(), self._confirm))
+            accepted = Accepted(self._compared, self.me, self._matched(), self._confirm, floors=True)
+            yield do.Send(self._primary, accepted)
 
     def _matched(self) -> Seq:
-        return self.journal.durable
+        return self.journal.durable if self._reaches_floor(self.journal.durable) else NOTHING
+
+    def _reaches_floor(self, seq: Seq) -> bool:
+        """Whether a log that ends at `seq` could be compared with the primary's. One that ends before the primary's
+        lineage begins may say anything: of it nothing is claimed, and nothing is put behind it. The primary's commit
+        point is beyond that, so nobody waits for this replica; a snapshot takes the place of all that it has (8, 11).
+        """
+        return seq >= self._lineage.floor

@@ -43,6 +43,9 @@ class _Pending(NamedTuple):
 class Journal:
     """Attributes are for reading; every method returns what has to be done on the disk."""
 
+    runs = 64
+    """Epochs that the lineage of what is applied goes back to, when the rest may be forgotten."""
+
     def __init__(self, found: Recovered) -> None:
         self.epoch = self.durable_epoch = max(found.epoch, found.lineage.newest)
         self.lineage = found.lineage
@@ -122,4 +125,13 @@ class Journal:
         self.applied = through
         while self.operations and next(iter(self.operations.values())) <= through:
             del self.operations[next(iter(self.operations))]
-        yield do.Apply(through)
+        yield do.Apply(through, self.lineage.floor)
+
+    def forget(self) -> None:
+        """Let the lineage of many epochs begin at a floor: with the newest of them, and within what is applied.
+
+        That is in every log that may be followed from now on, and every snapshot reaches to there (8).
+        """
+        runs = self.lineage.runs
+        if len(runs) > self.runs:
+            self.lineage = self.lineage.since(min(runs[-self.runs].first, self.applied))

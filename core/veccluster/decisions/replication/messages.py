@@ -16,6 +16,8 @@ class Header:
 
     `holds` is how far the primary counts on the receiver's log to be durable, and `waits` whether it waits for the
     receiver before it commits: by these a disk shows that went back to what it held before (9).
+
+    `floors` says that no member would take a lineage that begins at a floor for a contradiction (8).
     """
 
     epoch: Epoch
@@ -26,6 +28,7 @@ class Header:
     confirm: int
     waits: bool = False
     holds: Seq = NOTHING
+    floors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """In `epoch`, which is durable here, the log says what the primary's does, durably, up to `matched`."""
+    """In `epoch`, which is durable here, the log says what the primary's does, durably, up to `matched`.
+
+    `floors`: this member knows that a lineage may begin at a floor, and takes that for no contradiction (8).
+    """
 
     epoch: Epoch
     sender: Member
     matched: Seq
     confirm: int
+    floors: bool = False
 
 
 @dataclass(frozen=True, slots=True)

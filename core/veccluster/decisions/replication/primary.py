@@ -29,6 +29,8 @@ class _Progress:
     matched: Seq = NOTHING
     sent: Seq = NOTHING
     confirm: int = 0
+    floors: bool = False
+    """Whether it knows lineages that begin at a floor."""
     stuck_at: Seq | None = None
     """`matched` at the last tick."""
 
@@ -54,6 +56,8 @@ class Primary:
 
     window = 1024
     """Operations that may be on their way to a member without an answer."""
+    away_after = 5
+    """Ticks of an epoch after which a learner that was not heard in it counts as away."""
 
     def __init__(self, me: Member, journal: Journal, commit: Seq, configuration: Configuration) -> None:
         self.me = me
@@ -70,6 +74,7 @@ class Primary:
         self._asked: dict[str, _Asked] = {}
         self._reads: list[_AskedRead] = []
         self._round = 0
+        self._ticks = 0
 
     # -- who counts
 
@@ -171,6 +176,7 @@ class Primary:
         progress = self._of(message.sender)
         progress.matched = max(progress.matched, message.matched)
         progress.confirm = max(progress.confirm, message.confirm)
+        progress.floors = message.floors
         if not progress.heard:
             progress.heard, progress.sent = True, progress.matched
         progress.sent = max(progress.sent, progress.matched)
@@ -189,9 +195,11 @@ class Primary:
             if progress.matched == progress.stuck_at:
                 progress.sent = progress.matched
             progress.stuck_at = progress.matched
+        self._ticks += 1
         yield from self._beat(self._others())
         if self._target and not self._asking:
             yield from self._propose(self._target)
+        self._forget()
         yield from self._hand_over()
         yield from self._let_go(tick.silent)
 
@@ -227,6 +235,7 @@ class Primary:
             if committed == self.journal.last:  # else the records on their way tell it
                 yield from self._beat(self._others())
         yield from self.journal.apply(self.commit)
+        self._forget()
         yield from self._acknowledge()
         yield from self._serve_reads()
         yield from self._hand_over()
@@ -276,7 +285,8 @@ class Primary:
     def _header(self, to: Member) -> Header:
         waits = to in self.waiting
         holds = max(self._of(to).matched, self.commit if waits else NOTHING)
-        return Header(self.epoch, self.me, to, self._lineage, self.commit, self._round, waits, holds)
+        floors = self._may_forget()
+        return Header(self.epoch, self.me, to, self._lineage, self.commit, self._round, waits, holds, floors)
 
     def _beat(self, members: list[Member]) -> Iterator[do.Effect]:
         for member in members:
@@ -292,13 +302,35 @@ class Primary:
         progress = self._of(member)
         if not progress.heard:
             return
-        if progress.sent + 1 < self.journal.first:
-            progress.sent = Seq(self.journal.first - 1)
+        if progress.sent < (least := self._least()):
+            progress.sent = least
             yield do.SendSnapshot(self._header(member))
         through = Seq(min(self.journal.last, progress.matched + self.window))
         if progress.sent < through:
             yield do.SendRecords(self._header(member), progress.sent, through)
             progress.sent = through
+
+    def _least(self) -> Seq:
+        """How far a log must reach for records to be put behind it: to where ours begins, and where its end can be
+        compared (8).
+        """
+        return max(Seq(self.journal.first - 1), self._lineage.floor)
+
+    # -- the lineage
+
+    def _forget(self) -> None:
+        """Let the headers of later epochs begin at a floor, if nobody would take that for a contradiction."""
+        if self._may_forget():
+            self.journal.forget()
+
+    def _may_forget(self) -> bool:
+        """A learner that has been away for some time has no say: if it is of an older version, it begins anew (8)."""
+        return all(map(self._knows_floors, self._others()))
+
+    def _knows_floors(self, member: Member) -> bool:
+        progress = self._of(member)
+        is_away = not progress.heard and member not in self.waiting and self._ticks >= self.away_after
+        return progress.floors or is_away
 
     # -- members
 

@@ -24,10 +24,11 @@ class Replica:
 
     primary_type = Primary
     follower_type = Follower
+    journal_type = Journal
 
     def __init__(self, me: Member, found: Recovered) -> None:
         self.me = me
-        self.journal = Journal(found)
+        self.journal = self.journal_type(found)
         self.configuration: Configuration | None = None
         self.broken = False
         """Its disk failed, or its log contradicts the primary's: it must be opened again."""

@@ -60,11 +60,18 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Which epoch wrote which part of a log. Since nothing is ever written twice at one (epoch, seq), two logs say
-    the same for as long as their lineages do (8).
+    """Which epoch wrote which part of a log. Since nothing is ever written twice at one (epoch, seq), and a log that
+    has an operation has all that its primary had before it, two logs say the same for as long as their lineages do (8).
+
+    It may begin at a floor: what is before is committed, and nobody asks any more who wrote it.
     """
 
     runs: tuple[Run, ...] = ()
+
+    @property
+    def floor(self) -> Seq:
+        """The first seq of which it knows who wrote it; 0 if it reaches back to the first operation."""
+        return self.runs[0].first if self.runs and self.runs[0].first > NOTHING + 1 else NOTHING
 
     @property
     def newest(self) -> Epoch:
@@ -72,7 +79,7 @@ class Lineage:
         return self.runs[-1].epoch if self.runs else NO_EPOCH
 
     def epoch_at(self, seq: Seq) -> Epoch:
-        """The epoch that wrote `seq`; 0 before the first run."""
+        """The epoch that wrote `seq`; 0 below the floor."""
         index = bisect_right(self.runs, seq, key=_first_of)
         return self.runs[index - 1].epoch if index else NO_EPOCH
 
@@ -89,9 +96,20 @@ class Lineage:
             return self
         return Lineage(tuple(run for run in self.runs if run.first <= after))
 
+    def since(self, seq: Seq) -> "Lineage":
+        """The lineage from the run on that has `seq`."""
+        index = bisect_right(self.runs, seq, key=_first_of)
+        return Lineage(self.runs[index - 1 :]) if index > 1 else self
+
     def agrees_with(self, other: "Lineage", through: Seq) -> Seq:
-        """The last seq, at most `through`, up to which both say the same: behind it is the first that differs (8)."""
-        for first in sorted({run.first for run in self.runs + other.runs if run.first <= through}):
+        """The last seq, at most `through`, up to which both may say the same: behind it is the first that differs (8).
+
+        They are compared from the higher of the two floors on: logs that say the same there do so before it. Of one
+        that ends before it nothing can be said.
+        """
+        floor = max(self.floor, other.floor)
+        runs = {run.first for run in self.runs + other.runs if floor <= run.first <= through}
+        for first in sorted(runs):
             if self.epoch_at(first) != other.epoch_at(first):
                 return Seq(first - 1)
         return through
