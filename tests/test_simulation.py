@@ -80,6 +80,7 @@ SHOWS_AT = {
     "PromiseBeforeSync": 9,
     "PromoteAnyone": 3,
     "ResumeEpoch": 2,
+    "ServesUnapplied": 10,
     "ShrinkFirst": 8,
     "SilenceWakesNobody": 1,
     "Stubborn": 1,

@@ -13,7 +13,7 @@ from veccluster.decisions.replication.journal import Journal
 from veccluster.decisions.replication.messages import Accepted, FromPrimary, Header
 from veccluster.decisions.replication.primary import Primary
 from veccluster.decisions.replication.replica import Replica
-from veccluster.decisions.replication.values import Configuration, Member, Record
+from veccluster.decisions.replication.values import Configuration, Member, Position, Record
 from veccluster.model.state import Epoch, NodeId, Seq, ShardId, WriteConsistency
 from veccluster_node.replica.beats import Differing, NodeBeats
 from veccluster_node.replica.liveness import Liveness
@@ -448,6 +448,12 @@ LEARNING: Weather = {"moves": True, "trims": 0.4, "replicas": 3, "nodes": 5, "mi
 """Many replicas begin with a snapshot."""
 
 # -- the loop: the order of a turn, wake-ups, time-outs
+
+
+@removes("loop", "leave to read is given also where applying has failed", **FORGETFUL)
+class ServesUnapplied(Ready):
+    def _shows(self, position: Position) -> bool:
+        return True
 
 
 @removes("loop", "what was written counts as durable before it is synced")

@@ -14,8 +14,9 @@ import structlog
 from veccluster.decisions.integrity import is_noted
 from veccluster.decisions.replication import effects as do
 from veccluster.decisions.replication import events as on
+from veccluster.decisions.replication.effects import Why
 from veccluster.decisions.replication.messages import Header, Replicate
-from veccluster.decisions.replication.values import Record
+from veccluster.decisions.replication.values import Position, Record
 from veccluster.errors import InsufficientStorage, StorageCorrupt, Unavailable, VecClusterError
 from veccluster.model.state import Seq, ShardId
 from veccluster_node.replica.health import ReplicaHealth
@@ -199,10 +200,16 @@ class Ready:
                 self._writes.refuse(op_id, why)
             case do.Uncertain(op_id, why):
                 self._writes.uncertain(op_id, why)
-            case do.Serve(request, position):
+            case do.Serve(request, position) if self._shows(position):
                 self._reads.serve(request, position)
+            case do.Serve(request, _):
+                self._reads.refuse(request, Why.behind)
             case do.RefuseRead(request, why):
                 self._reads.refuse(request, why)
+
+    def _shows(self, position: Position) -> bool:
+        """Whether the rows have come as far as the rules take for granted; not where applying has failed."""
+        return self._ports.rows.applied_seq >= position.seq
 
     # -- failing
 
