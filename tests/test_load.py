@@ -1,10 +1,12 @@
 """Load: slow reads leave room for cheap ones and for other clients, and end when nobody waits for them any more."""
 
 import asyncio
+import statistics
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -159,25 +161,40 @@ SLOW = Where.of({"$or": [{'a"b': -1 - n} for n in range(200)]})
 """Only a function of ours can look at a key with a quotation mark in it: some 10 s for 4,000 rows."""
 
 
-@pytest.mark.parametrize("what", ["count", "list", "filtered search", "exact search"])
-def test_a_read_that_nobody_waits_for_any_more_stops_soon(large, what) -> None:
-    stop = Stop()
+def slow_reads(large, stop: Stop) -> dict[str, Callable[[], object]]:
     many = large.vectors[:1000]
-    reads = {
+    return {
         "count": lambda: large.count(SLOW.filter, stop),
         "list": lambda: large.list_ids(None, 10, SLOW.filter, stop),
         "filtered search": lambda: large.search(Query(large.vectors[:10], 10, where=SLOW), stop),
         "exact search": lambda: large.search(Query(many, 1000, exact=True), stop),
     }
+
+
+def work_after_the_stop(large, what: str) -> float:
+    """Seconds of a processor that a reading thread uses from when it is told to stop until it has."""
+    stop, clock = Stop(), Future[int]()
+
+    def read() -> float:
+        clock.set_result(time.pthread_getcpuclockid(threading.get_ident()))
+        with pytest.raises(Abandoned):
+            slow_reads(large, stop)[what]()
+        return time.thread_time()
+
     with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(reads[what])
+        reading = thread.submit(read)
+        used = clock.result(30)
         with pytest.raises(TimeoutError):
             reading.result(0.2)
-        began = time.monotonic()
+        told = time.clock_gettime(used)
         stop.tell()
-        with pytest.raises(Abandoned):
-            reading.result(30)
-        assert time.monotonic() - began < 3.0  # 0.1 s where nothing else runs; to its end it would take 10 and more
+        return reading.result(60) - told
+
+
+@pytest.mark.parametrize("what", ["count", "list", "filtered search", "exact search"])
+def test_a_read_that_nobody_waits_for_any_more_stops_within_100_ms(large, what) -> None:
+    """Of its own time: how long others have the processor meanwhile is not the product's affair."""
+    assert statistics.median(work_after_the_stop(large, what) for _ in range(5)) <= 0.1
     assert large.count() == 4000, "its connection is good for the next"
     assert len(large.search(Query(large.vectors[:1], 3, where=Where.of({"$id": "id-0"})))[0]) == 1
 
