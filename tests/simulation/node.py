@@ -279,7 +279,8 @@ class Node:
     def send(self, shard: ShardId, to: Member, message: Message) -> None:
         if isinstance(message, Accepted):
             self.checks.said(self, message)
-        target = self.peers[to.node]
+        if (target := self.peers.get(to.node)) is None:  # a stranger is answered, and there is nobody to hear it
+            return
         self.world.send(self.id, to.node, lambda: target.feed(on.Received(message, self.id)) if target.up else None)
 
     def _send_beat(self, node: NodeId, beat: NodeBeat) -> None:
