@@ -113,7 +113,7 @@ def decide(
     """
     state = state.indexed()
     by_uuid = CollectionTable.of(state.collections).by_uuid
-    for shard in sorted(local if only is None else only & local.keys()):
+    for shard in sorted(local if only is None else (i for i in only if i in local)):
         record, collection = state.shards.get(shard), by_uuid.get(shard.collection)
         if shard.collection in state.drops:
             yield Delete(shard)
@@ -157,7 +157,7 @@ def shown(
     One that is about to be renewed is told nothing more, so that it takes no part in anything.
     """
     by_uuid = CollectionTable.of(state.collections).by_uuid
-    for shard in sorted(local if only is None else only & local.keys()):
+    for shard in sorted(local if only is None else (i for i in only if i in local)):
         mine, record, collection = local[shard], state.shards.get(shard), by_uuid.get(shard.collection)
         if not mine.is_open or record is None or collection is None or shard in state.unsettled:
             continue
@@ -184,7 +184,7 @@ def assigned(disk: Disk, state: ClusterState, only: AbstractSet[ShardId] | None 
     """
     there, records = CollectionTable.of(state.collections).by_uuid, state.shards
     named = state.shards_on(disk.node)
-    mine = (records[i] for i in (named if only is None else only & named.keys()) if i.collection in there)
+    mine = (records[i] for i in (named if only is None else [i for i in only if i in named]) if i.collection in there)
     return sorted((s for s in mine if disk.member(s.id) in s.members), key=lambda s: s.id)
 
 

@@ -149,9 +149,11 @@ class Reconciler:
             self._look_at_all = time.monotonic() + LOOK_AT_ALL_EVERY
             return {*local, *state.shards_on(self._identity.disk.node)}
         touched = {*changes.shards, *(i for uuid in changes.collections for i in state.shards_within(uuid))}
-        touched |= {i for i in local if i.collection in changes.collections}
-        touched |= {i for i, here in local.items() if before.get(i) != here}
-        return touched | (before.keys() - local.keys()) | self._restless | self._busy.keys() | self._failures.keys()
+        if changes.collections:
+            touched |= {i for i in local if i.collection in changes.collections}
+        if before != local:
+            touched |= {i for i, here in local.items() if before.get(i) != here} | (before.keys() - local.keys())
+        return touched | self._restless | self._busy.keys() | self._failures.keys()
 
     def _tell_of_batches(self) -> None:
         for shard, local in self._host.local().items() if self._store.all_batches or self._known else ():
