@@ -165,9 +165,8 @@ class Agenda:
 
     def _to_look_at(self, state: ClusterState) -> Mapping[ShardId, Configuration]:
         self._turn += 1
-        self._open.intersection_update(self._shards)
-        for shard in self._undone.keys() - self._shards.keys():
-            del self._undone[shard]
+        self._open = {i for i in self._open if i in self._shards}
+        self._undone = {i: None for i in self._undone if i in self._shards}
         again = islice(self._undone, self._at_once)
         lacking = self._lacking()
         start = self._turn * self._at_once % len(lacking) if len(lacking) > self._at_once else 0
