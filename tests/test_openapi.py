@@ -87,7 +87,7 @@ def accepted(model: str, value: Any) -> bool:
         elif model == "Search":
             codecs.decode_search_json(body, WORDS, DEFAULTS)
         elif model == "Filter":
-            codecs.filter_json(body, DEFAULTS)
+            codecs.where_of_text(body, DEFAULTS)
         else:
             {"Delete": api.Delete, "Count": api.Count, "Recover": api.Recover}[model].parse(body).model_dump()
     except InvalidRequest:

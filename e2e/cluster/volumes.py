@@ -96,9 +96,10 @@ def decide(claims: Iterable[Object], volumes: Iterable[Object], zones: Mapping[s
         if claim["spec"].get("storageClassName") not in CLASSES or claim["metadata"].get("deletionTimestamp"):
             continue
         if volume := ours.get(claim["spec"].get("volumeName", "")):
-            if size > (has := bytes_of(volume["spec"]["capacity"]["storage"])):
+            held = volume["spec"]["capacity"]["storage"]
+            if size > (has := bytes_of(held)):
                 yield Grow(claim, volume["metadata"]["name"], size)
-            elif has > bytes_of(claim.get("status", {}).get("capacity", {}).get("storage", has)):
+            elif has > bytes_of(claim.get("status", {}).get("capacity", {}).get("storage", held)):
                 yield Report(claim, has)
         elif not claim["spec"].get("volumeName") and node in zones and name not in ours:
             yield Provision(claim, name, size, zones[node])
