@@ -134,11 +134,17 @@ class Checks:
         for op_id in self.acked.keys() - disk.operations():
             del self.acked[op_id]
             self.writes[op_id].acknowledged = None
-        # An operation may be there at another place, from before a retry.
-        logged = {record.op_id: record.first for record in disk.log}
-        kept = {i: seq for i, seq in self._places.items() if disk.has(i) and logged.get(i, seq) == seq}
+        # An operation may be there at another place, or in another epoch, from before a retry.
+        logged = {record.op_id: record for record in disk.log}
+        kept = {
+            i: seq for i, seq in self._places.items() if disk.has(i) and (i not in logged or logged[i].first == seq)
+        }
         self._places = kept
-        self.order = {seq: record for seq, record in self.order.items() if kept.get(record.op_id) == seq}
+        self.order = {
+            seq: record
+            for seq, record in self.order.items()
+            if kept.get(record.op_id) == seq and logged.get(record.op_id, record) == record
+        }
         self.reads.clear()
 
     # -- what nodes do

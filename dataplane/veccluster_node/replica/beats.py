@@ -132,13 +132,13 @@ class NodeBeats:
     def tick(self, nodes: Iterable[NodeId], has_ended: Callable[[NodeId], bool]) -> None:
         """Send heartbeats to these nodes, and to those with which something rests; wake what rests with silent ones."""
         with self._lock:
-            for node in nodes:
+            for node in sorted(nodes):
                 self._peers.setdefault(node, _Peer())
             beats = [self._beat(node, peer) for node, peer in self._peers.items() if peer.resting or node in nodes]
             waking = self._of_silent(has_ended)
         for node, beat in beats:
             self._send(node, beat)
-        for shard in waking:
+        for shard in sorted(waking):
             self._wake(shard)
 
     def _beat(self, node: NodeId, peer: _Peer) -> tuple[NodeId, NodeBeat]:
@@ -162,7 +162,7 @@ class NodeBeats:
         if isinstance(beat, Resting):
             self._send(node, self._answer(node, beat))
             return
-        for shard in self._answered(node, beat):
+        for shard in sorted(self._answered(node, beat)):
             self._wake(shard)
 
     def _answer(self, node: NodeId, beat: Resting) -> Differing:
