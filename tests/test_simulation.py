@@ -93,6 +93,7 @@ is named.
 """
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(MUTATIONS.keys() - HIDDEN.keys()))
 def test_a_run_without_the_rule_breaks_a_promise(name: str) -> None:
     for seed in itertools.chain([SHOWS_AT.get(name, 0)], range(BOUND)):
