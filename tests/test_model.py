@@ -8,13 +8,14 @@ from model.beside import Beside, Deviation
 from model.explore import follow, search, walk
 from model.replication import MUCH, WITHOUT, Bounds, Replication
 from model.stories import STORIES
+from simulation.checks import Violation
 from simulation.mutations import MUTATIONS
 
 DEVIATES_AT = {
     "PrimaryAcksBeforeSync": 57,
     "ShrinkFirst": 8,
     "ExpandLate": 17,
-    "AnyDiskAnswers": 22,
+    "AnyDiskAnswers": 7,
     "NoFence": 12,
     "ForgetUnknown": 12,
     "PromiseBeforeSync": 5,
@@ -28,8 +29,8 @@ DEVIATES_AT = {
     "CountAll": 8,
     "ShrinkToOne": 1,
     "ServeBeforeStored": 2,
-    "HandOverToAnyone": 1,
-    "OverByEtcd": 1,
+    "HandOverToAnyone": 5,
+    "OverByEtcd": 5,
     "ForgetsTooMuch": 2,
     "TrustsWhatIsForgotten": 4,
 }
@@ -50,6 +51,9 @@ UNSEEN = {
     "DeposedLeader": "what an old leader does is what a leader may do",
 }
 """Rules of which the code may leave one out without leaving the model."""
+
+BELOW = {"loop", "rest"}
+"""What the model knows nothing of: in which order a loop works, and whom nobody wakes."""
 
 
 @pytest.mark.parametrize(
@@ -95,11 +99,13 @@ def test_what_the_code_does_are_steps_of_the_model(seed):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [n for n in MUTATIONS if n not in UNSEEN and MUTATIONS[n].rule != "loop"])
+@pytest.mark.parametrize("name", [n for n in MUTATIONS if n not in UNSEEN and MUTATIONS[n].rule not in BELOW])
 def test_code_without_a_rule_leaves_the_model(name):
     for seed in itertools.chain([DEVIATES_AT.get(name, 0)], range(BOUND)):
         try:
             Beside(seed, MUTATIONS[name].rules).run()
         except Deviation:
             return
+        except Violation:  # a promise was broken before the model was left
+            continue
     pytest.fail(f"in no seed of {BOUND} code leaves the model when {MUTATIONS[name].instead}")

@@ -77,6 +77,7 @@ class Disk:
         self.now = self.durable = Image()
         self.slow = 1.0
         self.full = False
+        self.failing_rows = world.weather.failing_rows
         self.failing = False
         self._run = 0
         self._writing: Image | None = None

@@ -42,7 +42,7 @@ class Faults:
             self._move()
         spared = self.nodes[-1] if self.world.weather.dead else None
         for node in self.nodes:
-            node.disk.slow, node.disk.full, node.disk.failing = 1.0, False, False
+            node.disk.slow, node.disk.full, node.disk.failing, node.disk.failing_rows = 1.0, False, False, 0.0
             if node is not spared:
                 self._start(node)
             else:

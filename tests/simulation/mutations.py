@@ -447,10 +447,13 @@ DEAD |= {"levels": (WriteConsistency.quorum,)}
 LEARNING: Weather = {"moves": True, "trims": 0.4, "replicas": 3, "nodes": 5, "min_in_sync": 1, "wipes": True}
 """Many replicas begin with a snapshot."""
 
+FAILING_ROWS: Weather = {"failing_rows": 0.02, "writes": 0.5, "loss": 0}
+"""What is committed cannot be applied now and then."""
+
 # -- the loop: the order of a turn, wake-ups, time-outs
 
 
-@removes("loop", "leave to read is given also where applying has failed", **FORGETFUL)
+@removes("loop", "leave to read is given also where applying has failed", **FAILING_ROWS)
 class ServesUnapplied(Ready):
     def _shows(self, position: Position) -> bool:
         return True

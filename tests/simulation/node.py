@@ -1,5 +1,6 @@
 """A node: the product's loop of a replica on a simulated disk, network, clock and etcd."""
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from veccluster.decisions.replication import events as on
 from veccluster.decisions.replication.atomic import Decision, Ledger
 from veccluster.decisions.replication.messages import Accepted, Header, Message, Snapshot
 from veccluster.decisions.replication.replica import Replica
-from veccluster.decisions.replication.values import NO_EPOCH, Configuration, Incarnation, Member, Position
+from veccluster.decisions.replication.values import NO_EPOCH, Configuration, Incarnation, Member, Position, Record
 from veccluster.errors import OutcomeUnknown, Unavailable
 from veccluster.model.state import Epoch, NodeId, ReadConsistency, Revision, Seq, ShardId, WriteConsistency
 from veccluster_node.replica.beats import NodeBeat, NodeBeats
@@ -76,7 +77,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self.disk = Disk(self.world)
-        self.rows = SimulatedRows(self._new_ledger, lambda record: self.checks.applied(self, record))
+        self.rows = SimulatedRows(self._new_ledger, self._may_apply)
         self.down_since = 0.0
         self.started: list[Action] = []
         """What else runs in the process, and begins with it."""
@@ -131,6 +132,11 @@ class Node:
         self.read_configuration(self.shard)
         for begin in self.started:
             begin()
+
+    def _may_apply(self, record: Record) -> None:
+        if self.disk.failing_rows and self.world.rng.random() < self.disk.failing_rows:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.checks.applied(self, record)
 
     def _make_loop(self, image: Image) -> None:
         self.log = SimulatedLog(

@@ -50,6 +50,8 @@ class Weather:
     """Epochs of which lineages say what they wrote, before the rest is forgotten."""
     dead: bool = False
     """Whether a node that can be spared stays down when all other faults are over."""
+    failing_rows: float = 0.0
+    """The share of batches that cannot be applied to the rows, so that the replica is opened again."""
     levels: tuple[WriteConsistency, ...] = (
         WriteConsistency.one,
         WriteConsistency.quorum,
