@@ -70,8 +70,8 @@ def test_a_collection_lives_from_create_to_delete(client):
 def test_what_was_written_is_read_at_once_from_any_node(servers, filled, vectors):
     for server in servers:
         with Client(server) as client:
-            assert client.count(filled) == COUNT
-            found = client.get(filled, "17")
+            assert client.count(filled, consistency="strong") == COUNT
+            found = client.get(filled, "17", consistency="strong")
             assert found.metadata == {"even": False, "number": 17}
             np.testing.assert_array_equal(found.vector, vectors[17])
             assert found.vector.dtype == np.float32

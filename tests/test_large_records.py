@@ -12,11 +12,13 @@ from veccluster import failpoints
 from veccluster.decisions.filters import parse
 from veccluster.decisions.replication.atomic import Batch
 from veccluster.errors import OutcomeUnknown, PayloadTooLarge
+from veccluster.model.cluster import ClusterState
 from veccluster.model.limits import Limits
-from veccluster.model.state import Collection, Metric, Node, NodeId
+from veccluster.model.state import Collection, Metric, Node, NodeId, WriteConsistency
 from veccluster_node.coordinator.coordinator import Coordinator
 from veccluster_node.peer import links
 from veccluster_node.replica.replica import Replica
+from veccluster_node.service.shard_service import UpsertBatch
 from veccluster_node.wal.operations import DeleteWhere, Written, in_parts, size_of
 
 N1 = NodeId("n1")
@@ -104,9 +106,10 @@ def test_a_delete_by_filter_that_ended_in_the_middle_goes_on_when_it_is_repeated
 async def test_a_batch_with_a_part_that_is_too_large_for_its_shard_is_stored_in_none():
     words = Collection(name="words", uuid="words", dimension=8192, metric=Metric.l2, shards=1)
     vectors = np.broadcast_to(np.zeros(8192, np.float32), (4096, 8192))
-    coordinator = Coordinator(NodeId("n0"), None, None, None, read_timeout=1, write_timeout=1)
+    batch = UpsertBatch([str(n) for n in range(4096)], vectors, [b"{}"] * 4096)
+    coordinator = Coordinator(NodeId("n0"), ClusterState, None, None, None, read_timeout=1, write_timeout=1)
     with pytest.raises(PayloadTooLarge, match="at most 134217728 at once"):
-        await coordinator.upsert(words, [str(n) for n in range(4096)], vectors, [b"{}"] * 4096, "op", None)
+        await coordinator.upsert(words, batch, "op", WriteConsistency.quorum)
 
 
 def test_small_messages_do_not_drive_out_a_record_that_is_larger_than_all_that_may_wait():
