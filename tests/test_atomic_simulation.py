@@ -19,7 +19,7 @@ BOUND = 300
 @pytest.mark.e2e
 def test_seeds_keep_every_promise_about_batches() -> None:
     results = [simulate(seed) for seed in range(SEEDS)]
-    assert sum(r.batches for r in results) > 400
+    assert sum(r.batches for r in results) > 300
     assert sum(r.dropped for r in results) > 20
     assert sum(r.promotions for r in results) > 60
     assert sum(r.rounds - r.reads for r in results) > 200, "reads find batches lacking, and read again"
