@@ -171,9 +171,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     read_only: tuple[ReadOnly, ...] = ()
     """Shards that this process has open and can write no more."""
     recovering: tuple[str, ...] = ()
+    """Shards that this process is opening."""
     room: int | None = None
     """How many more shards may be open, by the files that the process may open; None when it does not say."""
-    """Shards that this process is opening."""
     broken: tuple[str, ...] = ()
     """Shards that this process should serve and cannot."""
     cut_off: tuple[str, ...] = ()

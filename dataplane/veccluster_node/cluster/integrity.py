@@ -1,7 +1,7 @@
 """Look after what this node's disk holds: read it all now and then, and compare the copies of what it is primary of.
 
 Both are slow on purpose. What a look at the disk finds, the replica mends by itself or the node begins it anew
-(`storage/scrub.py`); who is wrong when copies differ is decided in decisions/integrity.py.
+(`replica/scrub.py`); who is wrong when copies differ is decided in decisions/integrity.py.
 """
 
 import asyncio

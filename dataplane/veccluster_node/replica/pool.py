@@ -3,7 +3,7 @@
 Loops wait in one queue, each at most once, and are served in the order in which they came. A thread takes its share of
 those that wait, begins their turns one after the other, and then syncs side by side what they have written: one group
 commit for all, since a file system that keeps a journal makes one commit of syncs that meet
-(docs/decisions/0015-loops.md has what was measured).
+(docs/decisions/0019-loops.md has what was measured).
 """
 
 import heapq
