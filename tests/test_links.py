@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 
 import msgspec
@@ -327,3 +328,22 @@ def test_the_format_is_what_earlier_versions_wrote():
 def test_a_snapshot_is_no_message():
     with pytest.raises(KeyError):
         format_.encode(SHARD, Snapshot(replicate(0).header, Seq(1), None))
+
+
+async def test_a_connection_that_breaks_as_its_node_stops_does_not_keep_it_from_ending(tmp_path, monkeypatch):
+    connecting = threading.Event()
+
+    async def breaks(*_):
+        connecting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:  # a group that has failed already says so, and nothing of having been cancelled
+            raise ExceptionGroup("broken", [ConnectionResetError()]) from None
+
+    monkeypatch.setattr(links.Links, "_connect", breaks)
+    members = {}
+    async with End(0, members, tmp_path) as a, End(1, members, tmp_path) as b:
+        a.send(b, ACCEPTED)
+        assert await asyncio.to_thread(connecting.wait, 20)
+        async with asyncio.timeout(20):
+            await a.thread.stop()

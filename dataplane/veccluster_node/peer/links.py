@@ -145,6 +145,8 @@ class Links:
                 await asyncio.create_task(self._connect(link))
             except* (aiohttp.ClientError, OSError) as group:
                 link.lost(group)
+            if self._loop is None:
+                return  # it broke just as it was to end, and whoever cancelled it waits
             # A connection that did not last is none: its end comes again.
             failures = 1 if time.monotonic() > began + LONGEST_PAUSE else failures + 1
             await asyncio.sleep(backoff.pause(FIRST_PAUSE, failures, LONGEST_PAUSE))
